@@ -1,0 +1,65 @@
+# dput(2): a Linux patch series, and what it takes to build, boot and test it.
+# The work is done by the scripts in qemu/; each has --help.
+
+export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB
+
+.DEFAULT_GOAL := help
+.PHONY: help deps prepare build initramfs run test check shell apply export clean distclean
+
+help:
+	@echo 'make run        build the kernel and run the demonstration in a guest'
+	@echo 'make test       every check and every selftest'
+	@echo 'make check      only the checks that need no guest'
+	@echo 'make shell      an interactive guest with the selftests, strace and the demo'
+	@echo 'make apply      put the series onto your own tree: KERNEL_SRC=DIR'
+	@echo 'make prepare    build/linux: Linux 7.3.y with the series'
+	@echo "make build      the kernel; make initramfs: the guest's files as well"
+	@echo 'make deps       install the Debian packages that are missing'
+	@echo 'make export     patches/ and series from a git tree: TREE=DIR BASE=COMMIT'
+	@echo 'make clean      remove build/; make distclean: the cache of downloads and objects too'
+	@echo
+	@echo 'KERNEL_SRC=PATH  Linux 7.3.y to start from: a tarball, a git checkout or a tree; only'
+	@echo "                 copied, but for make apply (default: Debian's linux-source-7.3)"
+	@echo 'ARCH=x86_64      the only one so far'
+	@echo 'ACCEL=kvm|tcg    how to run the guest (default: KVM if it really boots, else TCG)'
+	@echo "CONFIG=NAME      adds kernel-config/NAME.config to the kernel's configuration"
+	@echo 'TESTS="NAME…"    only these test programs (shell patterns), and no checks'
+	@echo 'JOBS=N           compilers at a time (default: one for each CPU)'
+	@echo 'DEMO_MIB=N       how much data the demonstration works on'
+	@echo 'DPUT_CACHE=DIR   downloads and ccache (default: ~/.cache/dput)'
+
+deps:
+	@qemu/deps
+
+prepare: deps
+	@qemu/prepare
+
+build: prepare
+	@qemu/build
+
+initramfs: build
+	@qemu/initramfs
+
+run: initramfs
+	@qemu/run
+
+test: initramfs
+	@qemu/test
+
+check: prepare
+	@qemu/check
+
+shell: initramfs
+	@qemu/shell
+
+apply:
+	@qemu/apply
+
+export:
+	@qemu/export-series "$(TREE)" "$(BASE)"
+
+clean:
+	rm -rf build
+
+distclean: clean
+	@qemu/clean-cache

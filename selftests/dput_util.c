@@ -1,0 +1,1121 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Helpers of the dput(2) tests. */
+
+#include "dput_util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <linux/io_uring.h>
+
+unsigned long page_size(void)
+{
+	static unsigned long size;
+
+	if (!size)
+		size = sysconf(_SC_PAGESIZE);
+	return size;
+}
+
+int sys_dput(int src_fd, unsigned long src, int dst_fd, unsigned long dst,
+	     size_t len, unsigned int flags)
+{
+	return syscall(__NR_dput, src_fd, src, dst_fd, dst, len, flags);
+}
+
+int peer_dput(struct peer *src, unsigned long saddr, struct peer *dst,
+	      unsigned long daddr, size_t len, unsigned int flags)
+{
+	return sys_dput(src->pidfd, saddr, dst->pidfd, daddr, len, flags);
+}
+
+bool dput_supported(void)
+{
+	return sys_dput(PIDFD_SELF, ARENA, PIDFD_SELF, ARENA_END, 0, 0) == 0 ||
+	       errno != ENOSYS;
+}
+
+int sys_pidfd_open(pid_t pid, unsigned int flags)
+{
+	return syscall(__NR_pidfd_open, pid, flags);
+}
+
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
+
+/* Accesses that may fault */
+
+static __thread sigjmp_buf access_env;
+static __thread volatile sig_atomic_t access_armed;
+
+static void access_fault(int sig)
+{
+	if (access_armed)
+		siglongjmp(access_env, sig);
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
+static void access_init(void)
+{
+	struct sigaction sa = {
+		.sa_handler = access_fault,
+		.sa_flags = SA_NODEFER,
+	};
+	static bool done;
+
+	if (done)
+		return;
+	sigemptyset(&sa.sa_mask);
+	sigaction(SIGSEGV, &sa, NULL);
+	sigaction(SIGBUS, &sa, NULL);
+	done = true;
+}
+
+/* Run the following block; leave it with a non-zero value on a fault. */
+#define access_begin()	({ access_init(); access_armed = 1;	\
+			   sigsetjmp(access_env, 0); })
+#define access_end()	(access_armed = 0)
+
+/* Processes */
+
+struct peer_msg {
+	peer_fn fn;
+	long ret;
+	int err;
+	size_t len;
+	char data[PEER_ARG_MAX] __aligned(16);
+};
+
+#define PEER_MSG_HEAD	offsetof(struct peer_msg, data)
+
+static struct peer_msg msg;
+static int server_sock = -1;
+
+static long op_exit(void *arg)
+{
+	_exit(*(int *)arg);
+}
+
+static void __noreturn peer_serve(int sock)
+{
+	server_sock = sock;
+	for (;;) {
+		ssize_t n = recv(sock, &msg, sizeof(msg), 0);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < (ssize_t)PEER_MSG_HEAD)
+			_exit(0);
+		errno = 0;
+		msg.ret = msg.fn(msg.data);
+		msg.err = errno;
+		if (send(sock, &msg, PEER_MSG_HEAD + msg.len, 0) < 0)
+			_exit(1);
+	}
+}
+
+void peer_self(struct peer *p)
+{
+	p->pid = getpid();
+	p->pidfd = PIDFD_SELF;
+	p->sock = -1;
+}
+
+int peer_start(struct peer *p)
+{
+	int sv[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sv))
+		return -1;
+	fflush(stdout);
+	fflush(stderr);
+	p->pid = fork();
+	if (p->pid < 0)
+		return -1;
+	if (!p->pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(sv[0]);
+		peer_serve(sv[1]);
+	}
+	close(sv[1]);
+	p->sock = sv[0];
+	p->pidfd = sys_pidfd_open(p->pid, 0);
+	return p->pidfd < 0 ? -1 : 0;
+}
+
+static long op_fork(void *arg)
+{
+	int *sock = arg;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(server_sock);
+		peer_serve(*sock);
+	}
+	close(*sock);
+	return pid;
+}
+
+static long op_recv_fd(void *arg)
+{
+	char cbuf[CMSG_SPACE(sizeof(int))] __aligned(16), byte;
+	struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
+	struct msghdr mh = {
+		.msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = cbuf, .msg_controllen = sizeof(cbuf),
+	};
+	struct cmsghdr *cm;
+
+	if (recvmsg(server_sock, &mh, 0) != 1)
+		return -1;
+	cm = CMSG_FIRSTHDR(&mh);
+	if (!cm)
+		return -1;
+	memcpy(arg, CMSG_DATA(cm), sizeof(int));
+	return 0;
+}
+
+static int send_fd(int sock, int fd)
+{
+	char cbuf[CMSG_SPACE(sizeof(int))] __aligned(16) = {}, byte = 0;
+	struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
+	struct msghdr mh = {
+		.msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = cbuf, .msg_controllen = sizeof(cbuf),
+	};
+	struct cmsghdr *cm = CMSG_FIRSTHDR(&mh);
+
+	cm->cmsg_level = SOL_SOCKET;
+	cm->cmsg_type = SCM_RIGHTS;
+	cm->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(cm), &fd, sizeof(int));
+	return sendmsg(sock, &mh, 0) == 1 ? 0 : -1;
+}
+
+/* A child of @p, which inherits its memory. */
+int peer_fork(struct peer *p, struct peer *child)
+{
+	struct peer_msg head = { .fn = op_recv_fd, .len = sizeof(int) };
+	int sv[2], fd;
+
+	if (p->sock < 0)
+		return peer_start(child);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sv))
+		return -1;
+	/* The descriptor follows the request, before its answer. */
+	if (send(p->sock, &head, PEER_MSG_HEAD + sizeof(int), 0) < 0 ||
+	    send_fd(p->sock, sv[1]) ||
+	    recv(p->sock, &msg, sizeof(msg), 0) < 0 || msg.ret)
+		return -1;
+	memcpy(&fd, msg.data, sizeof(fd));
+	close(sv[1]);
+	child->pid = peer_call(p, op_fork, &fd, sizeof(fd));
+	if (child->pid < 0)
+		return -1;
+	child->sock = sv[0];
+	child->pidfd = sys_pidfd_open(child->pid, 0);
+	return child->pidfd < 0 ? -1 : 0;
+}
+
+static void peer_close(struct peer *p)
+{
+	close(p->sock);
+	close(p->pidfd);
+	p->sock = -1;
+	p->pid = 0;
+}
+
+static long op_reap(void *arg)
+{
+	return waitpid(*(pid_t *)arg, NULL, 0);
+}
+
+/* Wait until @p is gone, so that it no longer shares any memory. */
+static void peer_gone(struct peer *p)
+{
+	struct pollfd pfd = { .fd = p->pidfd, .events = POLLIN };
+
+	/* The child of another peer is reaped by that, or is left to init. */
+	if (waitpid(p->pid, NULL, 0) < 0)
+		poll(&pfd, 1, -1);
+	peer_close(p);
+}
+
+void peer_stop(struct peer *p)
+{
+	int code = 0;
+
+	if (p->pid <= 0 || p->sock < 0)
+		return;
+	peer_call(p, op_exit, &code, sizeof(code));
+	peer_gone(p);
+}
+
+void peer_kill(struct peer *p)
+{
+	if (p->pid <= 0 || p->sock < 0)
+		return;
+	kill(p->pid, SIGKILL);
+	peer_gone(p);
+}
+
+void peer_stop_child(struct peer *parent, struct peer *p)
+{
+	pid_t pid = p->pid;
+	int code = 0;
+
+	peer_call(p, op_exit, &code, sizeof(code));
+	peer_call(parent, op_reap, &pid, sizeof(pid));
+	peer_close(p);
+}
+
+long peer_call(struct peer *p, peer_fn fn, void *arg, size_t len)
+{
+	if (p->sock < 0) {
+		errno = 0;
+		return fn(arg);
+	}
+	if (len > PEER_ARG_MAX) {
+		errno = E2BIG;
+		return -1;
+	}
+	msg.fn = fn;
+	msg.len = len;
+	memcpy(msg.data, arg, len);
+	if (send(p->sock, &msg, PEER_MSG_HEAD + len, MSG_NOSIGNAL) < 0)
+		return -1;
+	if (recv(p->sock, &msg, sizeof(msg), 0) < (ssize_t)PEER_MSG_HEAD) {
+		if (fn != op_exit)
+			printf("# process %d died\n", p->pid);
+		errno = EPIPE;
+		return -1;
+	}
+	memcpy(arg, msg.data, len);
+	errno = msg.err;
+	return msg.ret;
+}
+
+/* What a peer can be asked to do */
+
+struct map_arg {
+	unsigned long addr, len, to;
+	int prot, flags, fd;
+};
+
+static long op_mmap(void *arg)
+{
+	struct map_arg *a = arg;
+
+	return (long)mmap((void *)a->addr, a->len, a->prot, a->flags, a->fd, 0);
+}
+
+static long op_munmap(void *arg)
+{
+	struct map_arg *a = arg;
+
+	return munmap((void *)a->addr, a->len);
+}
+
+static long op_mprotect(void *arg)
+{
+	struct map_arg *a = arg;
+
+	return mprotect((void *)a->addr, a->len, a->prot);
+}
+
+static long op_madvise(void *arg)
+{
+	struct map_arg *a = arg;
+
+	return madvise((void *)a->addr, a->len, a->flags);
+}
+
+static long op_mseal(void *arg)
+{
+	struct map_arg *a = arg;
+
+	return syscall(__NR_mseal, a->addr, a->len, 0);
+}
+
+static long op_mremap(void *arg)
+{
+	struct map_arg *a = arg;
+
+	return (long)mremap((void *)a->addr, a->len, a->len,
+			    MREMAP_MAYMOVE | MREMAP_FIXED, a->to);
+}
+
+static long op_setuid(void *arg)
+{
+	uid_t uid = *(uid_t *)arg;
+
+	if (syscall(SYS_setresgid, uid, uid, uid) ||
+	    syscall(SYS_setresuid, uid, uid, uid))
+		return -1;
+	/* A change of credentials clears it. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	return 0;
+}
+
+long peer_mmap(struct peer *p, unsigned long addr, size_t len, int prot,
+	       int flags, int fd)
+{
+	struct map_arg a = { addr, len, 0, prot, flags, fd };
+
+	return peer_call(p, op_mmap, &a, sizeof(a));
+}
+
+long peer_map(struct peer *p, unsigned long addr, size_t len, int prot)
+{
+	long ret = peer_mmap(p, addr, len, prot, MAP_PRIVATE | MAP_ANONYMOUS |
+			     MAP_FIXED_NOREPLACE, -1);
+
+	return ret == (long)addr ? 0 : -1;
+}
+
+long peer_munmap(struct peer *p, unsigned long addr, size_t len)
+{
+	struct map_arg a = { .addr = addr, .len = len };
+
+	return peer_call(p, op_munmap, &a, sizeof(a));
+}
+
+long peer_mprotect(struct peer *p, unsigned long addr, size_t len, int prot)
+{
+	struct map_arg a = { .addr = addr, .len = len, .prot = prot };
+
+	return peer_call(p, op_mprotect, &a, sizeof(a));
+}
+
+long peer_madvise(struct peer *p, unsigned long addr, size_t len, int advice)
+{
+	struct map_arg a = { .addr = addr, .len = len, .flags = advice };
+
+	return peer_call(p, op_madvise, &a, sizeof(a));
+}
+
+long peer_mseal(struct peer *p, unsigned long addr, size_t len)
+{
+	struct map_arg a = { .addr = addr, .len = len };
+
+	return peer_call(p, op_mseal, &a, sizeof(a));
+}
+
+long peer_mremap(struct peer *p, unsigned long from, size_t len,
+		 unsigned long to)
+{
+	struct map_arg a = { .addr = from, .len = len, .to = to };
+	long ret = peer_call(p, op_mremap, &a, sizeof(a));
+
+	return ret == (long)to ? 0 : -1;
+}
+
+long peer_setuid(struct peer *p, uid_t uid)
+{
+	return peer_call(p, op_setuid, &uid, sizeof(uid));
+}
+
+struct rw_arg {
+	unsigned long addr, len;
+	char data[];
+};
+
+#define RW_MAX		(PEER_ARG_MAX - sizeof(struct rw_arg))
+
+static long op_read(void *arg)
+{
+	struct rw_arg *a = arg;
+
+	if (access_begin()) {
+		access_end();
+		errno = EFAULT;
+		return -1;
+	}
+	memcpy(a->data, (void *)a->addr, a->len);
+	access_end();
+	return 0;
+}
+
+static long op_write(void *arg)
+{
+	struct rw_arg *a = arg;
+
+	if (access_begin()) {
+		access_end();
+		errno = EFAULT;
+		return -1;
+	}
+	memcpy((void *)a->addr, a->data, a->len);
+	access_end();
+	return 0;
+}
+
+static long peer_rw(struct peer *p, unsigned long addr, void *buf, size_t len,
+		    bool write)
+{
+	static union {
+		struct rw_arg a;
+		char space[PEER_ARG_MAX];
+	} u;
+	size_t n;
+
+	for (; len; len -= n, addr += n, buf = (char *)buf + n) {
+		n = len < RW_MAX ? len : RW_MAX;
+		u.a.addr = addr;
+		u.a.len = n;
+		if (write)
+			memcpy(u.a.data, buf, n);
+		if (peer_call(p, write ? op_write : op_read, &u,
+			      sizeof(struct rw_arg) + n))
+			return -1;
+		if (!write)
+			memcpy(buf, u.a.data, n);
+	}
+	return 0;
+}
+
+long peer_read(struct peer *p, unsigned long addr, void *buf, size_t len)
+{
+	return peer_rw(p, addr, buf, len, false);
+}
+
+long peer_write(struct peer *p, unsigned long addr, const void *buf, size_t len)
+{
+	return peer_rw(p, addr, (void *)buf, len, true);
+}
+
+bool peer_readable(struct peer *p, unsigned long addr)
+{
+	char c;
+
+	return !peer_read(p, addr, &c, 1);
+}
+
+static long op_writable(void *arg)
+{
+	volatile char *c = (void *)*(unsigned long *)arg;
+
+	if (access_begin()) {
+		access_end();
+		return 0;
+	}
+	*c = *c;
+	access_end();
+	return 1;
+}
+
+bool peer_writable(struct peer *p, unsigned long addr)
+{
+	return peer_call(p, op_writable, &addr, sizeof(addr)) == 1;
+}
+
+/* Patterns */
+
+static inline unsigned char pattern_byte(size_t off, unsigned int seed)
+{
+	return seed * 101 + off + (off >> 8) * 7 + (off >> 12) * 31;
+}
+
+void pattern(void *buf, size_t len, size_t off, unsigned int seed)
+{
+	unsigned char *c = buf;
+	size_t i;
+
+	for (i = 0; i < len; i++)
+		c[i] = pattern_byte(off + i, seed);
+}
+
+struct pat_arg {
+	unsigned long addr, len, first, step;
+	unsigned int seed;
+};
+
+static long op_fill(void *arg)
+{
+	struct pat_arg *a = arg;
+
+	if (access_begin()) {
+		access_end();
+		errno = EFAULT;
+		return -1;
+	}
+	pattern((void *)a->addr, a->len, 0, a->seed);
+	access_end();
+	return 0;
+}
+
+static long op_verify(void *arg)
+{
+	struct pat_arg *a = arg;
+	volatile unsigned char *c = (void *)a->addr;
+	size_t i;
+
+	if (access_begin()) {
+		access_end();
+		errno = EFAULT;
+		return -2;
+	}
+	for (i = 0; i < a->len; i++)
+		if (c[i] != pattern_byte(i, a->seed))
+			break;
+	access_end();
+	return i < a->len ? (long)i : -1;
+}
+
+long peer_fill(struct peer *p, unsigned long addr, size_t len,
+	       unsigned int seed)
+{
+	struct pat_arg a = { .addr = addr, .len = len, .seed = seed };
+
+	return peer_call(p, op_fill, &a, sizeof(a));
+}
+
+long peer_verify(struct peer *p, unsigned long addr, size_t len,
+		 unsigned int seed)
+{
+	struct pat_arg a = { .addr = addr, .len = len, .seed = seed };
+	long ret = peer_call(p, op_verify, &a, sizeof(a));
+
+	return ret == -1 && errno == EPIPE ? -2 : ret;
+}
+
+static inline uint64_t stamp_word(size_t page, int i, unsigned int seed)
+{
+	return ((uint64_t)seed << 48) + ((uint64_t)page << 8) + i + 1;
+}
+
+static const unsigned int stamp_at[] = { 0, 1, 255, 511 };
+
+static long op_stamp(void *arg)
+{
+	struct pat_arg *a = arg;
+	size_t pg, i;
+
+	if (access_begin()) {
+		access_end();
+		errno = EFAULT;
+		return -1;
+	}
+	for (pg = a->first; pg < a->len; pg += a->step) {
+		volatile uint64_t *w = (void *)(a->addr + pg * page_size());
+
+		for (i = 0; i < ARRAY_SIZE(stamp_at); i++)
+			w[stamp_at[i]] = stamp_word(pg, i, a->seed);
+	}
+	access_end();
+	return 0;
+}
+
+static long op_check(void *arg)
+{
+	struct pat_arg *a = arg;
+	size_t pg, i;
+
+	if (access_begin()) {
+		access_end();
+		errno = EFAULT;
+		return -2;
+	}
+	for (pg = a->first; pg < a->len; pg += a->step) {
+		volatile uint64_t *w = (void *)(a->addr + pg * page_size());
+
+		for (i = 0; i < ARRAY_SIZE(stamp_at); i++) {
+			if (w[stamp_at[i]] == stamp_word(pg, i, a->seed))
+				continue;
+			access_end();
+			return pg;
+		}
+	}
+	access_end();
+	return -1;
+}
+
+long peer_stamp(struct peer *p, unsigned long addr, size_t npages,
+		size_t first, size_t step, unsigned int seed)
+{
+	struct pat_arg a = { addr, npages, first, step, seed };
+
+	return peer_call(p, op_stamp, &a, sizeof(a));
+}
+
+long peer_check(struct peer *p, unsigned long addr, size_t npages,
+		size_t first, size_t step, unsigned int seed)
+{
+	struct pat_arg a = { addr, npages, first, step, seed };
+	long ret = peer_call(p, op_check, &a, sizeof(a));
+
+	return ret == -1 && errno == EPIPE ? -2 : ret;
+}
+
+/* /proc */
+
+static FILE *proc_open(pid_t pid, const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+	return fopen(path, "r");
+}
+
+/* The lines of maps that overlap a range; to be freed. */
+char *proc_maps(pid_t pid, unsigned long start, unsigned long end)
+{
+	FILE *f = proc_open(pid, "maps");
+	unsigned long s, e;
+	char line[512];
+	size_t size = 0;
+	char *text;
+	FILE *out;
+
+	out = open_memstream(&text, &size);
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%lx-%lx", &s, &e) == 2 && s < end && e > start)
+			fputs(line, out);
+	fclose(out);
+	if (f)
+		fclose(f);
+	return text;
+}
+
+int proc_count_vmas(pid_t pid, unsigned long start, unsigned long end)
+{
+	char *maps = proc_maps(pid, start, end), *c;
+	int n = 0;
+
+	for (c = maps; (c = strchr(c, '\n')); c++)
+		n++;
+	free(maps);
+	return n;
+}
+
+int proc_mapped(pid_t pid, unsigned long addr, size_t len)
+{
+	char *maps = proc_maps(pid, addr, addr + len), *c, *next;
+	unsigned long s, e, sum = 0;
+
+	for (c = maps; *c; c = next) {
+		next = strchr(c, '\n') + 1;
+		if (sscanf(c, "%lx-%lx", &s, &e) != 2)
+			continue;
+		if (s < addr)
+			s = addr;
+		if (e > addr + len)
+			e = addr + len;
+		sum += e - s;
+	}
+	free(maps);
+	return sum == len ? 1 : sum ? -1 : 0;
+}
+
+int proc_find(pid_t pid, const char *name, unsigned long *start,
+	      unsigned long *end)
+{
+	FILE *f = proc_open(pid, "maps");
+	char line[512];
+	int ret = -1;
+
+	while (f && ret && fgets(line, sizeof(line), f))
+		if (strstr(line, name) &&
+		    sscanf(line, "%lx-%lx", start, end) == 2)
+			ret = 0;
+	if (f)
+		fclose(f);
+	return ret;
+}
+
+const char *proc_perms(pid_t pid, unsigned long addr)
+{
+	char *maps = proc_maps(pid, addr, addr + 1);
+	static char perms[8];
+
+	if (sscanf(maps, "%*x-%*x %7s", perms) != 1)
+		perms[0] = '\0';
+	free(maps);
+	return perms;
+}
+
+long proc_smaps_kb(pid_t pid, unsigned long start, unsigned long end,
+		   const char *field)
+{
+	FILE *f = proc_open(pid, "smaps");
+	size_t n = strlen(field);
+	unsigned long s, e;
+	bool in = false;
+	char line[512];
+	long sum = 0;
+
+	if (!f)
+		return -1;
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx", &s, &e) == 2)
+			in = s < end && e > start;
+		else if (in && !strncmp(line, field, n) && line[n] == ':')
+			sum += atol(line + n + 1);
+	}
+	fclose(f);
+	return sum;
+}
+
+bool proc_vmflag(pid_t pid, unsigned long addr, const char *flag)
+{
+	FILE *f = proc_open(pid, "smaps");
+	bool in = false, ret = false;
+	unsigned long s, e;
+	char line[512], want[8];
+
+	snprintf(want, sizeof(want), " %s", flag);
+	while (f && fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx", &s, &e) == 2)
+			in = s <= addr && e > addr;
+		else if (in && !strncmp(line, "VmFlags:", 8))
+			ret = strstr(line, want);
+	}
+	if (f)
+		fclose(f);
+	return ret;
+}
+
+long proc_status_kb(pid_t pid, const char *field)
+{
+	FILE *f = proc_open(pid, "status");
+	size_t n = strlen(field);
+	char line[256];
+	long ret = -1;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, field, n) && line[n] == ':')
+			ret = atol(line + n + 1);
+	if (f)
+		fclose(f);
+	return ret;
+}
+
+static uint64_t read_u64(const char *path, uint64_t index)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint64_t v = 0;
+
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &v, sizeof(v), index * sizeof(v)) != sizeof(v))
+		v = 0;
+	close(fd);
+	return v;
+}
+
+uint64_t proc_pagemap(pid_t pid, unsigned long addr)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	return read_u64(path, addr / page_size());
+}
+
+unsigned long proc_pfn(pid_t pid, unsigned long addr)
+{
+	uint64_t entry = proc_pagemap(pid, addr);
+
+	return entry & PM_PRESENT ? entry & PM_PFN_MASK : 0;
+}
+
+uint64_t kpageflags(unsigned long pfn)
+{
+	return read_u64("/proc/kpageflags", pfn);
+}
+
+long kpagecount(unsigned long pfn)
+{
+	return read_u64("/proc/kpagecount", pfn);
+}
+
+/* Snapshots */
+
+struct hash_arg {
+	unsigned long addr, len;
+	uint64_t hash;
+};
+
+static uint64_t hash_step(uint64_t h, uint64_t w)
+{
+	return (h ^ w) * 0x100000001b3ULL;
+}
+
+static void hash_page(volatile uint64_t *w, uint64_t *h)
+{
+	size_t i;
+
+	if (access_begin()) {
+		/* A guard page, or beyond the end of a file */
+		*h = hash_step(*h, -1);
+	} else {
+		for (i = 0; i < page_size() / sizeof(*w); i++)
+			*h = hash_step(*h, w[i]);
+	}
+	access_end();
+}
+
+static long op_hash(void *arg)
+{
+	struct hash_arg *a = arg;
+	unsigned long addr;
+
+	for (addr = a->addr; addr < a->addr + a->len; addr += page_size())
+		hash_page((void *)addr, &a->hash);
+	return 0;
+}
+
+int snapshot_take(struct snapshot *s, struct peer *p)
+{
+	char *c, *next, r;
+	unsigned long start, end;
+
+	s->maps = proc_maps(p->pid, ARENA, ARENA_END);
+	s->hash = 0xcbf29ce484222325ULL;
+	for (c = s->maps; *c; c = next) {
+		struct hash_arg a;
+
+		next = strchr(c, '\n') + 1;
+		if (sscanf(c, "%lx-%lx %c", &start, &end, &r) != 3 || r != 'r')
+			continue;
+		a = (struct hash_arg){ start, end - start, s->hash };
+		if (peer_call(p, op_hash, &a, sizeof(a)))
+			return -1;
+		s->hash = a.hash;
+	}
+	return 0;
+}
+
+bool snapshot_same(struct snapshot *s, struct peer *p)
+{
+	struct snapshot now;
+	bool same;
+
+	if (snapshot_take(&now, p))
+		return false;
+	same = !strcmp(s->maps, now.maps);
+	if (!same)
+		printf("# mappings of %d before:\n%s# and now:\n%s", p->pid,
+		       s->maps, now.maps);
+	if (same && s->hash != now.hash) {
+		printf("# contents of %d differ\n", p->pid);
+		same = false;
+	}
+	free(now.maps);
+	free(s->maps);
+	s->maps = NULL;
+	return same;
+}
+
+/* Settings */
+
+int setting_read(const char *path, char *buf, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+
+	if (fd < 0)
+		return -1;
+	n = read(fd, buf, size - 1);
+	close(fd);
+	if (n < 0)
+		return -1;
+	buf[n] = '\0';
+	buf[strcspn(buf, "\n")] = '\0';
+	return 0;
+}
+
+int setting_write(const char *path, const char *val)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t n;
+
+	if (fd < 0)
+		return -1;
+	n = write(fd, val, strlen(val));
+	close(fd);
+	return n == (ssize_t)strlen(val) ? 0 : -1;
+}
+
+static struct setting {
+	char path[128];
+	char val[64];
+} saved[16];
+
+static pid_t first_process;
+
+void setting_save(const char *path)
+{
+	char buf[128], *start, *end;
+	struct setting *s = saved;
+
+	first_process = getpid();
+	while (s->path[0])
+		s++;
+	if (s == saved + ARRAY_SIZE(saved) - 1 ||
+	    setting_read(path, buf, sizeof(buf)))
+		return;
+	/* "always [madvise] never" */
+	start = strchr(buf, '[');
+	end = start ? strchr(start, ']') : NULL;
+	if (end)
+		*end = '\0';
+	snprintf(s->val, sizeof(s->val), "%.60s", end ? start + 1 : buf);
+	snprintf(s->path, sizeof(s->path), "%.120s", path);
+}
+
+int setting_restore(const char *path)
+{
+	struct setting *s;
+
+	for (s = saved; s->path[0]; s++)
+		if (!strcmp(s->path, path))
+			return setting_write(path, s->val);
+	return -1;
+}
+
+static void __attribute__((destructor)) setting_restore_all(void)
+{
+	struct setting *s;
+
+	if (getpid() != first_process)
+		return;
+	for (s = saved; s->path[0]; s++)
+		setting_write(s->path, s->val);
+}
+
+/* A cgroup */
+
+#define CGROUP_MEMORY	"cgroup.subtree_control"
+
+static char cgroup_root[128], cgroup_dir[160];
+static bool cgroup_mounted, cgroup_enabled;
+static pid_t cgroup_owner;
+static const char *cgroup_error = "no cgroup was made";
+
+static int cgroup_write(const char *dir, const char *file, const char *val)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, file);
+	return setting_write(path, val);
+}
+
+static const char *cgroup_make(void)
+{
+	char line[512], dir[256], type[64], path[256];
+	FILE *f = fopen("/proc/self/mounts", "r");
+
+	while (f && !cgroup_root[0] && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%*s %255s %63s", dir, type) == 2 &&
+		    !strcmp(type, "cgroup2"))
+			snprintf(cgroup_root, sizeof(cgroup_root), "%.100s", dir);
+	if (f)
+		fclose(f);
+	if (!cgroup_root[0]) {
+		snprintf(path, sizeof(path), "/tmp/dput-cgroup-XXXXXX");
+		mkdir("/tmp", 01777);
+		if (!mkdtemp(path))
+			return "cannot make a directory in /tmp";
+		if (mount("none", path, "cgroup2", 0, NULL)) {
+			rmdir(path);
+			return "cannot mount a cgroup2 hierarchy";
+		}
+		snprintf(cgroup_root, sizeof(cgroup_root), "%.100s", path);
+		cgroup_mounted = true;
+	}
+	snprintf(path, sizeof(path), "%s/" CGROUP_MEMORY, cgroup_root);
+	if (setting_read(path, line, sizeof(line)))
+		return "cannot read " CGROUP_MEMORY;
+	if (!strstr(line, "memory")) {
+		if (cgroup_write(cgroup_root, CGROUP_MEMORY, "+memory"))
+			return "no memory controller";
+		cgroup_enabled = true;
+	}
+	snprintf(cgroup_dir, sizeof(cgroup_dir), "%s/dput-%d", cgroup_root,
+		 cgroup_owner);
+	if (mkdir(cgroup_dir, 0755))
+		return "cannot make a cgroup: needs root";
+	return NULL;
+}
+
+void cgroup_prepare(void)
+{
+	cgroup_owner = getpid();
+	cgroup_error = cgroup_make();
+}
+
+const char *cgroup_enter(void)
+{
+	char pid[16];
+
+	if (cgroup_error)
+		return cgroup_error;
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	return cgroup_write(cgroup_dir, "cgroup.procs", pid) ?
+		"cannot enter the cgroup" : NULL;
+}
+
+int cgroup_reclaim(const char *amount)
+{
+	return cgroup_write(cgroup_dir, "memory.reclaim", amount);
+}
+
+static void __attribute__((destructor)) cgroup_remove(void)
+{
+	if (getpid() != cgroup_owner)
+		return;
+	if (cgroup_dir[0])
+		rmdir(cgroup_dir);
+	if (cgroup_enabled)
+		cgroup_write(cgroup_root, CGROUP_MEMORY, "-memory");
+	if (cgroup_mounted) {
+		umount2(cgroup_root, MNT_DETACH);
+		rmdir(cgroup_root);
+	}
+}
+
+size_t thp_size(void)
+{
+	char buf[32];
+
+	if (setting_read("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size",
+			 buf, sizeof(buf)))
+		return 0;
+	return strtoul(buf, NULL, 0);
+}
+
+bool is_huge(pid_t pid, unsigned long addr, size_t len)
+{
+	return proc_smaps_kb(pid, addr, addr + len, "AnonHugePages") ==
+	       (long)(len >> 10);
+}
+
+int pin_memory(unsigned long addr, size_t len)
+{
+	struct iovec iov = { .iov_base = (void *)addr, .iov_len = len };
+	struct io_uring_params params = {};
+	int fd;
+
+	fd = syscall(__NR_io_uring_setup, 1, &params);
+	if (fd < 0)
+		return -1;
+	if (syscall(__NR_io_uring_register, fd, IORING_REGISTER_BUFFERS, &iov, 1)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}

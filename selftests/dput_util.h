@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef SELFTESTS_DPUT_UTIL_H
+#define SELFTESTS_DPUT_UTIL_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/types.h>
+#include <linux/dput.h>
+
+#ifndef __NR_dput
+#define __NR_dput		473
+#endif
+#ifndef PIDFD_SELF
+#define PIDFD_SELF		-10000
+#endif
+#ifndef PIDFD_SELF_PROCESS
+#define PIDFD_SELF_PROCESS	-10001
+#endif
+#ifndef __NR_memfd_secret
+#define __NR_memfd_secret	447
+#endif
+#ifndef __NR_mseal
+#define __NR_mseal		462
+#endif
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE		0x08
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL	102
+#define MADV_GUARD_REMOVE	103
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE		25
+#endif
+
+#ifndef __aligned
+#define __aligned(x)		__attribute__((aligned(x)))
+#endif
+#ifndef __noreturn
+#define __noreturn		__attribute__((noreturn))
+#endif
+
+/* Nothing but the tests maps anything between ARENA and ARENA_END. */
+#define ARENA			(1UL << 37)
+#define ARENA_SIZE		(1UL << 32)
+#define ARENA_END		(ARENA + ARENA_SIZE)
+
+#define PM_SOFT_DIRTY		(1ULL << 55)
+#define PM_SWAP			(1ULL << 62)
+#define PM_PRESENT		(1ULL << 63)
+#define PM_PFN_MASK		((1ULL << 55) - 1)
+
+#define KPF_ANON		(1ULL << 12)
+#define KPF_COMPOUND_HEAD	(1ULL << 15)
+#define KPF_COMPOUND_TAIL	(1ULL << 16)
+#define KPF_KSM			(1ULL << 21)
+#define KPF_THP			(1ULL << 22)
+
+#define RW			(PROT_READ | PROT_WRITE)
+
+/*
+ * A process whose memory a test looks at: the caller, or a child that executes
+ * functions on the caller's behalf.
+ */
+struct peer {
+	pid_t pid;
+	int pidfd;
+	int sock;		/* -1 for the caller */
+};
+
+typedef long (*peer_fn)(void *arg);
+
+/* The most that an argument of peer_call() can hold. */
+#define PEER_ARG_MAX		65536
+
+unsigned long page_size(void);
+
+int sys_dput(int src_fd, unsigned long src, int dst_fd, unsigned long dst,
+	     size_t len, unsigned int flags);
+int peer_dput(struct peer *src, unsigned long saddr, struct peer *dst,
+	      unsigned long daddr, size_t len, unsigned int flags);
+bool dput_supported(void);
+
+int sys_pidfd_open(pid_t pid, unsigned int flags);
+
+void peer_self(struct peer *p);
+int peer_start(struct peer *p);
+int peer_fork(struct peer *p, struct peer *child);
+void peer_stop(struct peer *p);
+void peer_kill(struct peer *p);
+/* Stop a peer that @parent has forked, and have it reaped there. */
+void peer_stop_child(struct peer *parent, struct peer *p);
+/* Run fn(arg) in @p; *arg is copied there and back. -1 and errno on error. */
+long peer_call(struct peer *p, peer_fn fn, void *arg, size_t len);
+
+long peer_mmap(struct peer *p, unsigned long addr, size_t len, int prot,
+	       int flags, int fd);
+/* Private anonymous memory at a fixed address where nothing was mapped. */
+long peer_map(struct peer *p, unsigned long addr, size_t len, int prot);
+long peer_munmap(struct peer *p, unsigned long addr, size_t len);
+long peer_mprotect(struct peer *p, unsigned long addr, size_t len, int prot);
+long peer_madvise(struct peer *p, unsigned long addr, size_t len, int advice);
+long peer_mseal(struct peer *p, unsigned long addr, size_t len);
+long peer_mremap(struct peer *p, unsigned long from, size_t len,
+		 unsigned long to);
+long peer_setuid(struct peer *p, uid_t uid);
+
+/* Accesses by loads and stores of @p itself; EFAULT where that would fault. */
+long peer_read(struct peer *p, unsigned long addr, void *buf, size_t len);
+long peer_write(struct peer *p, unsigned long addr, const void *buf,
+		size_t len);
+bool peer_readable(struct peer *p, unsigned long addr);
+bool peer_writable(struct peer *p, unsigned long addr);
+/* Every byte, as a function of @seed and of its offset from @addr. */
+long peer_fill(struct peer *p, unsigned long addr, size_t len,
+	       unsigned int seed);
+/* Offset of the first byte that differs, or -1; -2 on an error. */
+long peer_verify(struct peer *p, unsigned long addr, size_t len,
+		 unsigned int seed);
+/* Some words of each @step'th page, from page @first on; as above, by page. */
+long peer_stamp(struct peer *p, unsigned long addr, size_t npages,
+		size_t first, size_t step, unsigned int seed);
+long peer_check(struct peer *p, unsigned long addr, size_t npages,
+		size_t first, size_t step, unsigned int seed);
+
+void pattern(void *buf, size_t len, size_t off, unsigned int seed);
+
+/* Of any process, by way of /proc. */
+char *proc_maps(pid_t pid, unsigned long start, unsigned long end);
+int proc_count_vmas(pid_t pid, unsigned long start, unsigned long end);
+/* Is [addr, addr + len) mapped all over (1), in part (-1), not at all (0)? */
+int proc_mapped(pid_t pid, unsigned long addr, size_t len);
+int proc_find(pid_t pid, const char *name, unsigned long *start,
+	      unsigned long *end);
+/* The permissions ("rw-p") of the mapping at @addr; "" in a hole. */
+const char *proc_perms(pid_t pid, unsigned long addr);
+/* Sum over the mappings in a range of a field of smaps, in kB. */
+long proc_smaps_kb(pid_t pid, unsigned long start, unsigned long end,
+		   const char *field);
+bool proc_vmflag(pid_t pid, unsigned long addr, const char *flag);
+long proc_status_kb(pid_t pid, const char *field);
+uint64_t proc_pagemap(pid_t pid, unsigned long addr);
+/* 0 where no page is present, or where the caller may not know */
+unsigned long proc_pfn(pid_t pid, unsigned long addr);
+uint64_t kpageflags(unsigned long pfn);
+long kpagecount(unsigned long pfn);
+
+/* Mappings and contents of the arena of a process. */
+struct snapshot {
+	char *maps;
+	uint64_t hash;
+};
+
+int snapshot_take(struct snapshot *s, struct peer *p);
+/* Compare to what is there now, tell of a difference, and free it. */
+bool snapshot_same(struct snapshot *s, struct peer *p);
+
+/*
+ * Settings in /sys and /proc/sys. Those that were saved by the program's first
+ * process, in a constructor, are as they were when that process exits.
+ */
+void setting_save(const char *path);
+int setting_read(const char *path, char *buf, size_t size);
+int setting_write(const char *path, const char *val);
+int setting_restore(const char *path);
+
+/*
+ * A cgroup of the test's own, in which its memory can be reclaimed. To be made
+ * in a constructor; the others return NULL, or the reason why not.
+ */
+void cgroup_prepare(void);
+const char *cgroup_enter(void);
+int cgroup_reclaim(const char *amount);
+
+size_t thp_size(void);
+bool is_huge(pid_t pid, unsigned long addr, size_t len);
+
+/* Pin memory for writing by an io_uring; the ring, or -1. */
+int pin_memory(unsigned long addr, size_t len);
+
+#endif

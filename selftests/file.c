@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0
+/* dput(2) of private file mappings: pages of the file, and pages written to. */
+
+#include "kselftest_harness.h"
+#include <fcntl.h>
+#include <sys/vfs.h>
+#include "dput_util.h"
+
+#define SRC	(ARENA + 64 * page_size())
+#define DST	(ARENA + (1UL << 24) + 7 * page_size())
+#define NR	8UL
+
+/* Where a file can be, in the guest and elsewhere. */
+enum where { MEMFD, TMPFS, CWD };
+
+static int file_open(enum where where)
+{
+	char path[] = "/tmp/dput-XXXXXX", cwd[] = "./dput-XXXXXX";
+	char *name = where == TMPFS ? path : cwd;
+	int fd;
+
+	if (where == MEMFD)
+		return memfd_create("dput", 0);
+	fd = mkstemp(name);
+	if (fd >= 0)
+		unlink(name);
+	return fd;
+}
+
+FIXTURE(file)
+{
+	unsigned long ps;
+	struct peer me, child;
+	struct peer *src, *dst;
+	int fd;
+};
+
+FIXTURE_VARIANT(file)
+{
+	enum where where;
+	bool get;		/* from the child to the caller */
+	bool within;		/* within the caller */
+};
+
+FIXTURE_VARIANT_ADD(file, memfd_put) { .where = MEMFD };
+FIXTURE_VARIANT_ADD(file, memfd_get) { .where = MEMFD, .get = true };
+FIXTURE_VARIANT_ADD(file, memfd_within) { .where = MEMFD, .within = true };
+FIXTURE_VARIANT_ADD(file, tmpfs_put) { .where = TMPFS };
+FIXTURE_VARIANT_ADD(file, tmpfs_get) { .where = TMPFS, .get = true };
+FIXTURE_VARIANT_ADD(file, tmpfs_within) { .where = TMPFS, .within = true };
+FIXTURE_VARIANT_ADD(file, cwd_put) { .where = CWD };
+FIXTURE_VARIANT_ADD(file, cwd_get) { .where = CWD, .get = true };
+FIXTURE_VARIANT_ADD(file, cwd_within) { .where = CWD, .within = true };
+
+static char *file_page(unsigned long ps, unsigned long page, unsigned int seed)
+{
+	static char buf[65536];
+
+	pattern(buf, ps, page * ps, seed);
+	return buf;
+}
+
+/* The file's pages are of pattern 1; the source has written 2 to its odd pages. */
+FIXTURE_SETUP(file)
+{
+	unsigned long i;
+
+	if (!dput_supported())
+		SKIP(return, "no dput()");
+	self->ps = page_size();
+	self->fd = file_open(variant->where);
+	ASSERT_LE(0, self->fd);
+	for (i = 0; i < NR; i++)
+		ASSERT_EQ(self->ps, pwrite(self->fd, file_page(self->ps, i, 1),
+					   self->ps, i * self->ps));
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->child));
+	self->src = variant->get ? &self->child : &self->me;
+	self->dst = variant->get || variant->within ? &self->me : &self->child;
+
+	ASSERT_EQ(SRC, peer_mmap(self->src, SRC, NR * self->ps, RW,
+				 MAP_PRIVATE | MAP_FIXED, self->fd));
+	for (i = 1; i < NR; i += 2)
+		ASSERT_EQ(0, peer_write(self->src, SRC + i * self->ps,
+					file_page(self->ps, i, 2), self->ps));
+}
+
+FIXTURE_TEARDOWN(file)
+{
+	peer_stop(&self->child);
+	munmap((void *)ARENA, ARENA_SIZE);
+	close(self->fd);
+}
+
+#define DPUT(s, d, len, flags) \
+	peer_dput(self->src, (s), self->dst, (d), (len), (flags))
+
+/* Is page @page at @addr what the pattern of @seed has there? */
+static bool page_is(struct peer *p, unsigned long addr, unsigned long ps,
+		    unsigned long page, unsigned int seed)
+{
+	static char buf[65536];
+
+	return !peer_read(p, addr, buf, ps) &&
+	       !memcmp(buf, file_page(ps, page, seed), ps);
+}
+
+#define EXPECT_IMAGE(p, addr, first, n) do {				\
+	for (unsigned long i_ = 0; i_ < (n); i_++)			\
+		EXPECT_TRUE(page_is((p), (addr) + i_ * self->ps, self->ps, \
+				    (first) + i_, ((first) + i_) % 2 + 1)); \
+} while (0)
+
+TEST_F(file, image)
+{
+	char *before = proc_maps(self->src->pid, SRC, SRC + NR * self->ps);
+	char *after;
+
+	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
+	EXPECT_IMAGE(self->dst, DST, 0, NR);
+	EXPECT_IMAGE(self->src, SRC, 0, NR);
+	after = proc_maps(self->src->pid, SRC, SRC + NR * self->ps);
+	EXPECT_STREQ(before, after);
+	EXPECT_EQ(1, proc_count_vmas(self->dst->pid, DST, DST + NR * self->ps));
+	free(before);
+	free(after);
+}
+
+/* From the middle of the mapping, so that no offset is the mapping's own. */
+TEST_F(file, middle)
+{
+	ASSERT_EQ(0, DPUT(SRC + 3 * self->ps, DST, 3 * self->ps, 0));
+	EXPECT_IMAGE(self->dst, DST, 3, 3);
+}
+
+TEST_F(file, page_after_page)
+{
+	unsigned long i;
+
+	for (i = 0; i < NR; i++)
+		ASSERT_EQ(0, DPUT(SRC + i * self->ps, DST + i * self->ps,
+				  self->ps, 0));
+	EXPECT_IMAGE(self->dst, DST, 0, NR);
+	EXPECT_EQ(1, proc_count_vmas(self->dst->pid, DST, DST + NR * self->ps));
+}
+
+TEST_F(file, ragged)
+{
+	char buf[4];
+
+	ASSERT_EQ(DST, peer_map(self->dst, DST, NR * self->ps, RW));
+	ASSERT_EQ(0, peer_fill(self->dst, DST, NR * self->ps, 7));
+	ASSERT_EQ(0, DPUT(SRC + 3, DST + 3, (NR - 1) * self->ps, 0));
+	EXPECT_IMAGE(self->dst, DST + self->ps, 1, NR - 2);
+	/* The bytes next to the range, before and after, are the old ones. */
+	ASSERT_EQ(0, peer_read(self->dst, DST, buf, 4));
+	EXPECT_EQ(0, memcmp(buf, file_page(self->ps, 0, 7), 3));
+	EXPECT_EQ(buf[3], file_page(self->ps, 0, 1)[3]);
+	ASSERT_EQ(0, peer_read(self->dst, DST + (NR - 1) * self->ps, buf, 4));
+	EXPECT_EQ(0, memcmp(buf, file_page(self->ps, NR - 1, 2), 3));
+	EXPECT_EQ(buf[3], file_page(self->ps, NR - 1, 7)[3]);
+}
+
+/* Writes stay where they are made, and out of the file. */
+TEST_F(file, isolated)
+{
+	unsigned long i;
+	char buf[1];
+
+	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
+	for (i = 0; i < NR; i++)
+		ASSERT_EQ(0, peer_write(self->dst, DST + i * self->ps,
+					file_page(self->ps, i, 3), self->ps));
+	EXPECT_IMAGE(self->src, SRC, 0, NR);
+	for (i = 0; i < NR; i++)
+		ASSERT_EQ(0, peer_write(self->src, SRC + i * self->ps,
+					file_page(self->ps, i, 4), self->ps));
+	for (i = 0; i < NR; i++) {
+		EXPECT_TRUE(page_is(self->dst, DST + i * self->ps, self->ps, i, 3));
+		ASSERT_EQ(1, pread(self->fd, buf, 1, i * self->ps));
+		EXPECT_EQ(buf[0], file_page(self->ps, i, 1)[0]);
+	}
+}
+
+/* Pages nobody has written to follow the file, on both sides, as after fork(). */
+TEST_F(file, follows_file)
+{
+	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
+	ASSERT_EQ(self->ps, pwrite(self->fd, file_page(self->ps, 2, 5), self->ps,
+				   2 * self->ps));
+	ASSERT_EQ(self->ps, pwrite(self->fd, file_page(self->ps, 3, 5), self->ps,
+				   3 * self->ps));
+	EXPECT_TRUE(page_is(self->dst, DST + 2 * self->ps, self->ps, 2, 5));
+	EXPECT_TRUE(page_is(self->dst, DST + 3 * self->ps, self->ps, 3, 2));
+	EXPECT_TRUE(page_is(self->src, SRC + 3 * self->ps, self->ps, 3, 2));
+}
+
+/* Truncation reaches the copy: also pages written to are gone. */
+TEST_F(file, truncate)
+{
+	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
+	EXPECT_IMAGE(self->dst, DST, 0, NR);
+	ASSERT_EQ(0, ftruncate(self->fd, 2 * self->ps));
+	EXPECT_IMAGE(self->dst, DST, 0, 2);
+	EXPECT_FALSE(peer_readable(self->dst, DST + 2 * self->ps));
+	EXPECT_FALSE(peer_readable(self->dst, DST + 3 * self->ps));
+	EXPECT_FALSE(peer_readable(self->src, SRC + 3 * self->ps));
+}
+
+/* A hole punched into the file takes away its own pages only. */
+TEST_F(file, punch_hole)
+{
+	char buf[1];
+
+	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
+	EXPECT_IMAGE(self->dst, DST, 0, NR);
+	if (fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		      2 * self->ps, 2 * self->ps))
+		SKIP(return, "fallocate: %s", strerror(errno));
+	ASSERT_EQ(0, peer_read(self->dst, DST + 2 * self->ps, buf, 1));
+	EXPECT_EQ(0, buf[0]);
+	EXPECT_TRUE(page_is(self->dst, DST + 3 * self->ps, self->ps, 3, 2));
+}
+
+/* Beyond the end of the file there is nothing, on either side. */
+TEST_F(file, beyond_end)
+{
+	ASSERT_EQ(0, ftruncate(self->fd, 4 * self->ps));
+	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
+	EXPECT_IMAGE(self->dst, DST, 0, 4);
+	EXPECT_FALSE(peer_readable(self->dst, DST + 4 * self->ps));
+	ASSERT_EQ(0, ftruncate(self->fd, NR * self->ps));
+	EXPECT_TRUE(peer_readable(self->dst, DST + 4 * self->ps));
+}
+
+/* The copy keeps the file, whoever else lets go of it. */
+TEST_F(file, reference)
+{
+	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
+	ASSERT_EQ(0, peer_munmap(self->src, SRC, NR * self->ps));
+	close(self->fd);
+	EXPECT_IMAGE(self->dst, DST, 0, NR);
+	self->fd = -1;
+}
+
+/* Nobody has written to it: no page tables are copied, and the file shows. */
+TEST_F(file, untouched)
+{
+	ASSERT_EQ(SRC, peer_mmap(self->src, SRC, NR * self->ps, PROT_READ,
+				 MAP_PRIVATE | MAP_FIXED, self->fd));
+	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
+	for (unsigned long i = 0; i < NR; i++)
+		EXPECT_TRUE(page_is(self->dst, DST + i * self->ps, self->ps, i, 1));
+	EXPECT_STREQ("r--p", proc_perms(self->dst->pid, DST));
+	EXPECT_FALSE(peer_writable(self->dst, DST));
+}
+
+TEST_HARNESS_MAIN

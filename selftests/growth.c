@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0
+/* What must not grow: anon_vmas, their chains, and mappings. */
+
+#include "kselftest_harness.h"
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
+#include "dput_util.h"
+
+#define AT(_n)		(ARENA + (_n) * ((1UL << 26) + 3 * page_size()))
+
+static const char * const caches[] = { "anon_vma", "anon_vma_chain", "vm_area_struct" };
+
+#define NR_CACHES	3
+
+/* DPUT_ITERATIONS in the environment makes the tests longer or shorter. */
+static long iterations(void)
+{
+	char *s = getenv("DPUT_ITERATIONS");
+	long n = s ? atol(s) : 0;
+
+	return n > 0 ? n : 2000;
+}
+
+/* Objects in use of a slab cache, or -1 */
+static long cache_objects(const char *name)
+{
+	char line[512], path[128];
+	FILE *f = fopen("/proc/slabinfo", "r");
+	size_t n = strlen(name);
+	long ret = -1;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, n) && line[n] == ' ')
+			ret = atol(line + n);
+	if (f)
+		fclose(f);
+	if (ret >= 0)
+		return ret;
+	/* It may have been merged with another one. */
+	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/objects", name);
+	if (setting_read(path, line, sizeof(line)))
+		return -1;
+	return atol(line);
+}
+
+/* What is free must not count as used. */
+static void caches_settle(void)
+{
+	char path[128];
+	int i;
+
+	/* Objects are freed by RCU; this waits for it. */
+	syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+	for (i = 0; i < NR_CACHES; i++) {
+		snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", caches[i]);
+		setting_write(path, "1");
+	}
+}
+
+static void caches_read(long *objects)
+{
+	int i;
+
+	caches_settle();
+	for (i = 0; i < NR_CACHES; i++)
+		objects[i] = cache_objects(caches[i]);
+}
+
+/*
+ * Not more than @limit, for each cache. The kernel has work of its own that
+ * comes and goes: what is over is read again a few times.
+ */
+static void caches_check(struct __test_metadata *_metadata, const long *before,
+			 long limit)
+{
+	long after[NR_CACHES];
+	int i, try;
+
+	for (try = 0; try < 10; try++) {
+		caches_read(after);
+		for (i = 0; i < NR_CACHES && after[i] - before[i] <= limit; i++)
+			;
+		if (i == NR_CACHES)
+			return;
+	}
+	for (i = 0; i < NR_CACHES; i++)
+		TH_LOG("%s: %ld objects, and then %ld", caches[i], before[i], after[i]);
+	_metadata->exit_code = KSFT_FAIL;
+}
+
+FIXTURE(growth)
+{
+	struct peer me, a, b;
+	unsigned long ps;
+	size_t npages, len;
+	long n;
+	long before[NR_CACHES];
+};
+
+FIXTURE_VARIANT(growth)
+{
+	bool write;		/* to a page of the copy, each time */
+};
+
+FIXTURE_VARIANT_ADD(growth, unwritten) {};
+FIXTURE_VARIANT_ADD(growth, written) { .write = true };
+
+FIXTURE_SETUP(growth)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	if (cache_objects("anon_vma") < 0 || cache_objects("anon_vma_chain") < 0 ||
+	    cache_objects("vm_area_struct") < 0)
+		SKIP(return, "no numbers of slab objects: needs root and SLUB_DEBUG");
+	self->ps = page_size();
+	self->npages = 16;
+	self->len = self->npages * self->ps;
+	self->n = iterations();
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->a));
+	ASSERT_EQ(0, peer_start(&self->b));
+	ASSERT_EQ(0, peer_map(&self->me, AT(0), self->len, RW));
+	ASSERT_EQ(0, peer_stamp(&self->me, AT(0), self->npages, 0, 1, 1));
+}
+
+FIXTURE_TEARDOWN(growth)
+{
+	peer_kill(&self->a);
+	peer_kill(&self->b);
+}
+
+/* One object lost in every fourth round would be seen. */
+#define LIMIT	(self->n / 4)
+
+struct hop {
+	struct peer *p;
+	unsigned long addr;
+};
+
+/* Hand a region round from place to place. */
+static void go_round(struct __test_metadata *_metadata, FIXTURE_DATA(growth) * self,
+		     bool write, struct hop *hops, int nr)
+{
+	size_t page;
+	long i;
+	int k;
+
+	for (i = -50; i < self->n; i++) {
+		/* Some rounds to warm up */
+		if (!i)
+			caches_read(self->before);
+		for (k = 0; k < nr; k++) {
+			struct hop *from = &hops[k], *to = &hops[(k + 1) % nr];
+
+			ASSERT_EQ(0, peer_dput(from->p, from->addr, to->p, to->addr,
+					       self->len, 0))
+				TH_LOG("round %ld, %d: %s", i, k, strerror(errno));
+			page = (i + 50) % self->npages;
+			if (write)
+				ASSERT_EQ(0, peer_stamp(to->p, to->addr, page + 1, page, 1, 1));
+		}
+	}
+	for (k = 0; k < nr; k++) {
+		EXPECT_EQ(-1, peer_check(hops[k].p, hops[k].addr, self->npages, 0, 1, 1));
+		EXPECT_EQ(1, proc_count_vmas(hops[k].p->pid, hops[k].addr,
+					     hops[k].addr + self->len));
+	}
+	caches_check(_metadata, self->before, LIMIT);
+}
+
+TEST_F_TIMEOUT(growth, ping_pong, 120)
+{
+	struct hop hops[] = { { &self->me, AT(0) }, { &self->a, AT(1) } };
+
+	go_round(_metadata, self, variant->write, hops, 2);
+}
+
+TEST_F_TIMEOUT(growth, ring, 120)
+{
+	struct hop hops[] = {
+		{ &self->me, AT(0) }, { &self->a, AT(1) }, { &self->b, AT(2) },
+	};
+
+	go_round(_metadata, self, variant->write, hops, 3);
+}
+
+TEST_F_TIMEOUT(growth, within, 120)
+{
+	struct hop hops[] = { { &self->me, AT(0) }, { &self->me, AT(1) } };
+
+	go_round(_metadata, self, variant->write, hops, 2);
+}
+
+TEST_F_TIMEOUT(growth, through_another, 120)
+{
+	struct hop hops[] = {
+		{ &self->me, AT(0) }, { &self->a, AT(1) }, { &self->me, AT(2) },
+		{ &self->b, AT(3) },
+	};
+
+	go_round(_metadata, self, variant->write, hops, 4);
+}
+
+/* The same source again and again, as a process that restores a snapshot does */
+TEST_F_TIMEOUT(growth, restore, 120)
+{
+	long i;
+
+	for (i = -50; i < self->n; i++) {
+		if (!i)
+			caches_read(self->before);
+		ASSERT_EQ(0, peer_dput(&self->me, AT(0), &self->a, AT(1), self->len, 0));
+		if (variant->write)
+			ASSERT_EQ(0, peer_stamp(&self->a, AT(1), self->npages, 0, 4, 2));
+	}
+	EXPECT_EQ(-1, peer_check(&self->me, AT(0), self->npages, 0, 1, 1));
+	caches_check(_metadata, self->before, LIMIT);
+}
+
+/* Page 0 to page 1, that to page 2, and so on: each is a copy of a copy. */
+TEST_F_TIMEOUT(growth, page_after_page, 120)
+{
+	unsigned long addr = AT(4);
+	uint64_t want, got;
+	long i;
+
+	ASSERT_EQ(0, peer_map(&self->me, addr, (self->n + 1) * self->ps, RW));
+	ASSERT_EQ(0, peer_stamp(&self->me, addr, 1, 0, 1, 1));
+	ASSERT_EQ(0, peer_read(&self->me, addr, &want, 8));
+	caches_read(self->before);
+	for (i = 0; i < self->n; i++) {
+		ASSERT_EQ(0, sys_dput(PIDFD_SELF, addr + i * self->ps, PIDFD_SELF,
+				      addr + (i + 1) * self->ps, self->ps, 0))
+			TH_LOG("page %ld: %s", i, strerror(errno));
+		if (variant->write)
+			*(volatile uint64_t *)(addr + (i + 1) * self->ps + 64) = i;
+	}
+	for (i = 0; i <= self->n; i++) {
+		ASSERT_EQ(0, peer_read(&self->me, addr + i * self->ps, &got, 8));
+		ASSERT_EQ(want, got);
+	}
+	/* A few objects for each page, but not for each pair of pages */
+	caches_check(_metadata, self->before, 4 * self->n);
+	ASSERT_EQ(0, munmap((void *)addr, (self->n + 1) * self->ps));
+	caches_check(_metadata, self->before, LIMIT);
+}
+
+/* Neighbours that are copied one by one are one mapping. */
+
+FIXTURE(neighbours)
+{
+	struct peer me, a;
+	struct peer *src, *dst;
+	unsigned long ps;
+	long n;
+};
+
+FIXTURE_VARIANT(neighbours)
+{
+	bool src_child, dst_child;
+	bool untouched;		/* the source has no pages yet */
+};
+
+FIXTURE_VARIANT_ADD(neighbours, within) {};
+FIXTURE_VARIANT_ADD(neighbours, put) { .dst_child = true };
+FIXTURE_VARIANT_ADD(neighbours, get) { .src_child = true };
+FIXTURE_VARIANT_ADD(neighbours, within_untouched) { .untouched = true };
+FIXTURE_VARIANT_ADD(neighbours, put_untouched) { .dst_child = true, .untouched = true };
+
+FIXTURE_SETUP(neighbours)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	self->ps = page_size();
+	self->n = iterations();
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->a));
+	self->src = variant->src_child ? &self->a : &self->me;
+	self->dst = variant->dst_child ? &self->a : &self->me;
+	ASSERT_EQ(0, peer_map(self->src, AT(0), self->n * self->ps, RW));
+	if (!variant->untouched)
+		ASSERT_EQ(0, peer_stamp(self->src, AT(0), self->n, 0, 1, 1));
+}
+
+FIXTURE_TEARDOWN(neighbours)
+{
+	peer_kill(&self->a);
+}
+
+static void check_neighbours(struct __test_metadata *_metadata,
+			     FIXTURE_DATA(neighbours) * self, bool untouched,
+			     bool merged)
+{
+	size_t len = self->n * self->ps;
+
+	/* As many as one call makes of it */
+	ASSERT_EQ(0, peer_dput(self->src, AT(0), self->dst, AT(3), len, 0));
+	EXPECT_EQ(1, proc_count_vmas(self->dst->pid, AT(3), AT(3) + len));
+	if (merged) {
+		EXPECT_EQ(1, proc_count_vmas(self->dst->pid, AT(1), AT(1) + len));
+	}
+	EXPECT_EQ(1, proc_count_vmas(self->src->pid, AT(0), AT(0) + len));
+	if (untouched)
+		return;
+	EXPECT_EQ(-1, peer_check(self->dst, AT(1), self->n, 0, 1, 1));
+	ASSERT_EQ(0, peer_stamp(self->dst, AT(1), self->n, 0, 3, 2));
+	EXPECT_EQ(-1, peer_check(self->src, AT(0), self->n, 0, 1, 1));
+	ASSERT_EQ(0, peer_stamp(self->src, AT(0), self->n, 0, 1, 3));
+	EXPECT_EQ(-1, peer_check(self->dst, AT(1), self->n, 0, 3, 2));
+	EXPECT_EQ(-1, peer_check(self->dst, AT(1), self->n, 1, 3, 1));
+}
+
+#define PAGE(_i)								\
+	ASSERT_EQ(0, peer_dput(self->src, AT(0) + (_i) * self->ps, self->dst,	\
+			       AT(1) + (_i) * self->ps, self->ps, 0))		\
+		TH_LOG("page %ld: %s", (long)(_i), strerror(errno))
+
+TEST_F_TIMEOUT(neighbours, in_order, 120)
+{
+	long i;
+
+	for (i = 0; i < self->n; i++)
+		PAGE(i);
+	check_neighbours(_metadata, self, variant->untouched, true);
+}
+
+TEST_F_TIMEOUT(neighbours, backwards, 120)
+{
+	long i;
+
+	for (i = self->n; i-- > 0;)
+		PAGE(i);
+	check_neighbours(_metadata, self, variant->untouched, true);
+}
+
+/*
+ * The even ones first, and the odd ones into the holes between them. How many
+ * of them can merge then is not promised.
+ */
+TEST_F_TIMEOUT(neighbours, interleaved, 120)
+{
+	long i;
+
+	for (i = 0; i < self->n; i += 2)
+		PAGE(i);
+	for (i = 1; i < self->n; i += 2)
+		PAGE(i);
+	check_neighbours(_metadata, self, variant->untouched, false);
+}
+
+/* Over a mapping that is there already, whose rest gets ever smaller */
+TEST_F_TIMEOUT(neighbours, over_old_mapping, 120)
+{
+	long i;
+
+	ASSERT_EQ(0, peer_map(self->dst, AT(1), self->n * self->ps, RW));
+	ASSERT_EQ(0, peer_stamp(self->dst, AT(1), self->n, 0, 1, 9));
+	for (i = 0; i < self->n; i++)
+		PAGE(i);
+	check_neighbours(_metadata, self, variant->untouched, true);
+}
+
+TEST_HARNESS_MAIN

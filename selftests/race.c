@@ -1,0 +1,699 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * dput(2) while others write, map, fork, execute and exit on either side.
+ *
+ * DPUT_SEED and DPUT_ITERATIONS in the environment choose another course of
+ * events, and more or less of them.
+ */
+
+#include "kselftest_harness.h"
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include "dput_util.h"
+
+#define SRC		(ARENA + 64 * page_size())
+#define DST		(ARENA + (1UL << 26) + 7 * page_size())
+
+static long env_number(const char *name, long def)
+{
+	char *s = getenv(name);
+	long n = s ? atol(s) : 0;
+
+	return n > 0 ? n : def;
+}
+
+/* How often, where @def is a number for a slow machine */
+static long iterations(long def)
+{
+	return def * env_number("DPUT_ITERATIONS", 100) / 100;
+}
+
+static unsigned int seed(void)
+{
+	return env_number("DPUT_SEED", 1);
+}
+
+/*
+ * An image is of one instant: each writer's numbers, in the order of its
+ * writes, do not increase, and differ by one at most.
+ */
+#define WRITERS		2
+#define PAGES		48
+
+struct writer {
+	unsigned long addr;
+	int nr;
+};
+
+static struct writer writers[WRITERS];
+static pthread_t threads[WRITERS];
+static volatile bool writers_stop;
+static volatile unsigned long rounds[WRITERS];
+
+static void *write_in_order(void *arg)
+{
+	struct writer *w = arg;
+	unsigned long seq, ps = page_size();
+	int pg;
+
+	for (seq = 1; !writers_stop; seq++) {
+		for (pg = 0; pg < PAGES; pg++)
+			__atomic_store_n((unsigned long *)(w->addr + pg * ps + w->nr * 64),
+					 seq, __ATOMIC_RELEASE);
+		rounds[w->nr] = seq;
+	}
+	return NULL;
+}
+
+static long op_start_writers(void *arg)
+{
+	int i;
+
+	for (i = 0; i < WRITERS; i++) {
+		writers[i].addr = *(unsigned long *)arg;
+		writers[i].nr = i;
+		if (pthread_create(&threads[i], NULL, write_in_order, &writers[i]))
+			return -1;
+	}
+	for (i = 0; i < WRITERS; i++)
+		while (!rounds[i])
+			sched_yield();
+	return 0;
+}
+
+static long op_stop_writers(void *arg)
+{
+	int i;
+
+	writers_stop = true;
+	for (i = 0; i < WRITERS; i++)
+		pthread_join(threads[i], NULL);
+	return 0;
+}
+
+struct image {
+	unsigned long addr;
+	unsigned long word[WRITERS][PAGES];
+};
+
+/* Read from the last page to the first, and twice: it must not change. */
+static long op_read_image(void *arg)
+{
+	struct image *im = arg;
+	unsigned long ps = page_size();
+	int again, pg, w;
+
+	for (again = 0; again < 2; again++) {
+		for (pg = PAGES - 1; pg >= 0; pg--)
+			for (w = 0; w < WRITERS; w++) {
+				unsigned long v = *(volatile unsigned long *)
+						  (im->addr + pg * ps + w * 64);
+
+				if (again && v != im->word[w][pg])
+					return -1;
+				im->word[w][pg] = v;
+			}
+		sched_yield();
+	}
+	return 0;
+}
+
+FIXTURE(instant)
+{
+	struct peer me, a, b;
+	struct peer *src, *dst;
+};
+
+FIXTURE_VARIANT(instant)
+{
+	bool src_child, dst_child, dst_other, huge;
+};
+
+FIXTURE_VARIANT_ADD(instant, get) { .src_child = true };
+FIXTURE_VARIANT_ADD(instant, put) { .dst_child = true };
+FIXTURE_VARIANT_ADD(instant, self) {};
+FIXTURE_VARIANT_ADD(instant, within_child) { .src_child = true, .dst_child = true };
+FIXTURE_VARIANT_ADD(instant, between) { .src_child = true, .dst_other = true };
+FIXTURE_VARIANT_ADD(instant, get_huge) { .src_child = true, .huge = true };
+
+FIXTURE_SETUP(instant)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->a));
+	ASSERT_EQ(0, peer_start(&self->b));
+	self->src = variant->src_child ? &self->a : &self->me;
+	self->dst = variant->dst_other ? &self->b :
+		    variant->dst_child ? &self->a : &self->me;
+}
+
+FIXTURE_TEARDOWN(instant)
+{
+	peer_kill(&self->a);
+	peer_kill(&self->b);
+}
+
+TEST_F_TIMEOUT(instant, writers, 120)
+{
+	size_t len = PAGES * page_size(), size = len;
+	unsigned long src = SRC, last[WRITERS] = {};
+	long i, n = iterations(300);
+	struct image im;
+	int pg, w;
+
+	if (variant->huge) {
+		src = ARENA + (1UL << 28);
+		size = thp_size() ?: len;
+	}
+	ASSERT_EQ(0, peer_map(self->src, src, size, RW));
+	if (variant->huge && peer_madvise(self->src, src, size, MADV_HUGEPAGE))
+		SKIP(return, "no transparent huge pages");
+	ASSERT_EQ(0, peer_call(self->src, op_start_writers, &src, sizeof(src)));
+	for (i = 0; i < n; i++) {
+		ASSERT_EQ(0, peer_dput(self->src, src, self->dst, DST, len, 0))
+			TH_LOG("dput: %s", strerror(errno));
+		im.addr = DST;
+		ASSERT_EQ(0, peer_call(self->dst, op_read_image, &im, sizeof(im)))
+			TH_LOG("image %ld has changed", i);
+		for (w = 0; w < WRITERS; w++) {
+			for (pg = 1; pg < PAGES; pg++)
+				ASSERT_GE(im.word[w][pg - 1], im.word[w][pg])
+					TH_LOG("image %ld, writer %d, page %d", i, w, pg);
+			ASSERT_LE(im.word[w][0], im.word[w][PAGES - 1] + 1)
+				TH_LOG("image %ld, writer %d", i, w);
+			/* Nor is it older than the one before. */
+			ASSERT_LE(last[w], im.word[w][PAGES - 1]);
+			last[w] = im.word[w][PAGES - 1];
+		}
+	}
+	ASSERT_EQ(0, peer_call(self->src, op_stop_writers, NULL, 0));
+	/* They did write all the while. */
+	for (w = 0; w < WRITERS; w++)
+		EXPECT_LT(1, last[w]);
+}
+
+/* Opposite directions at once: neither waits for the other for ever. */
+
+#define COPIERS		4
+
+struct copier {
+	pthread_t thread;
+	struct peer *from, *to;
+	unsigned long src, dst;
+	size_t len;
+	long n;
+	unsigned int flags;
+	/* Errors that are no failure, as bits */
+	uint64_t allowed;
+	volatile bool *stop;
+	long good, bad;
+	int err;
+};
+
+#define ALLOW(_err)	(1ULL << (_err))
+
+static void *copy_often(void *arg)
+{
+	struct copier *c = arg;
+	long i;
+
+	for (i = 0; c->stop ? !*c->stop : i < c->n; i++) {
+		if (!peer_dput(c->from, c->src, c->to, c->dst, c->len, c->flags)) {
+			c->good++;
+		} else if (errno > 63 || !(c->allowed & ALLOW(errno))) {
+			c->bad++;
+			c->err = errno;
+		}
+	}
+	return NULL;
+}
+
+FIXTURE(opposite)
+{
+	struct peer me, a, b;
+};
+
+FIXTURE_VARIANT(opposite)
+{
+	bool with_caller;	/* the caller is one side */
+	bool ring;		/* three processes, in a circle */
+};
+
+FIXTURE_VARIANT_ADD(opposite, children) {};
+FIXTURE_VARIANT_ADD(opposite, caller) { .with_caller = true };
+FIXTURE_VARIANT_ADD(opposite, three) { .with_caller = true, .ring = true };
+
+FIXTURE_SETUP(opposite)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->a));
+	ASSERT_EQ(0, peer_start(&self->b));
+}
+
+FIXTURE_TEARDOWN(opposite)
+{
+	peer_kill(&self->a);
+	peer_kill(&self->b);
+}
+
+TEST_F_TIMEOUT(opposite, directions, 120)
+{
+	struct peer *p[3] = { variant->with_caller ? &self->me : &self->b, &self->a, &self->b };
+	int nr = variant->ring ? 3 : 2, i;
+	size_t npages = 32, len = npages * page_size();
+	struct copier c[COPIERS] = {};
+	long bad = 0;
+
+	/* All pages are the same everywhere, and so they must stay. */
+	for (i = 0; i < nr; i++) {
+		ASSERT_EQ(0, peer_map(p[i], SRC, len, RW));
+		ASSERT_EQ(0, peer_stamp(p[i], SRC, npages, 0, 1, 1));
+	}
+	for (i = 0; i < COPIERS; i++) {
+		c[i].from = p[i % nr];
+		c[i].to = p[(i + 1) % nr];
+		c[i].src = SRC + i / 2 * 8 * page_size();
+		c[i].dst = c[i].src;
+		c[i].len = (npages - i / 2 * 8) * page_size();
+		c[i].n = iterations(500);
+		ASSERT_EQ(0, pthread_create(&c[i].thread, NULL, copy_often, &c[i]));
+	}
+	for (i = 0; i < COPIERS; i++) {
+		pthread_join(c[i].thread, NULL);
+		if (c[i].bad)
+			TH_LOG("copier %d: %ld errors, %s", i, c[i].bad, strerror(c[i].err));
+		bad += c[i].bad;
+	}
+	EXPECT_EQ(0, bad);
+	for (i = 0; i < nr; i++) {
+		EXPECT_EQ(-1, peer_check(p[i], SRC, npages, 0, 1, 1));
+		EXPECT_EQ(1, proc_mapped(p[i]->pid, SRC, len));
+	}
+	/* And nothing is shared that may not be. */
+	for (i = 0; i < nr; i++)
+		ASSERT_EQ(0, peer_stamp(p[i], SRC, npages, 0, 1, 10 + i));
+	for (i = 0; i < nr; i++)
+		EXPECT_EQ(-1, peer_check(p[i], SRC, npages, 0, 1, 10 + i));
+}
+
+/* Changes to the mappings of either side */
+
+#define BUSY_PAGES	64
+
+enum { OP_UNMAP, OP_MPROTECT, OP_DONTNEED, OP_FORK, OP_WRITE, OP_MREMAP, NR_OPS };
+
+struct busy_arg {
+	unsigned long addr;
+	unsigned int ops;	/* a mask */
+	unsigned int seed;
+};
+
+static struct busy_arg busy;
+static pthread_t busy_thread;
+static volatile bool busy_stop;
+static volatile unsigned long busy_rounds;
+
+static int map_stamped(unsigned long addr, int first, int nr)
+{
+	unsigned long ps = page_size(), base = addr + first * ps;
+	struct peer me;
+
+	if (mmap((void *)base, nr * ps, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+		 -1, 0) != (void *)base)
+		return -1;
+	peer_self(&me);
+	return peer_stamp(&me, addr, first + nr, first, 1, 1);
+}
+
+/*
+ * Each word of a page is its own or zero, whatever happens: dput() puts the
+ * same things there as this thread does.
+ */
+static void *be_busy(void *arg)
+{
+	unsigned long ps = page_size(), tmp = ARENA_END - (1UL << 24);
+	unsigned int state = busy.seed;
+
+	while (!busy_stop) {
+		int op = rand_r(&state) % NR_OPS;
+		int first = rand_r(&state) % (BUSY_PAGES - 8);
+		int nr = 1 + rand_r(&state) % 8;
+		void *p = (void *)busy.addr + first * ps;
+		pid_t pid;
+
+		busy_rounds++;
+		if (!(busy.ops & 1U << op))
+			continue;
+		switch (op) {
+		case OP_UNMAP:
+			munmap(p, nr * ps);
+			map_stamped(busy.addr, first, nr);
+			break;
+		case OP_MPROTECT:
+			mprotect(p, nr * ps, PROT_READ);
+			mprotect(p, nr * ps, PROT_NONE);
+			mprotect(p, nr * ps, RW);
+			break;
+		case OP_DONTNEED:
+			madvise(p, nr * ps, MADV_DONTNEED);
+			break;
+		case OP_FORK:
+			pid = fork();
+			if (!pid)
+				_exit(0);
+			if (pid > 0)
+				waitpid(pid, NULL, 0);
+			break;
+		case OP_WRITE:
+			map_stamped(busy.addr, first, nr);
+			break;
+		case OP_MREMAP:
+			if (mremap(p, nr * ps, nr * ps, MREMAP_MAYMOVE | MREMAP_FIXED,
+				   (void *)tmp) == (void *)tmp)
+				mremap((void *)tmp, nr * ps, nr * ps,
+				       MREMAP_MAYMOVE | MREMAP_FIXED, p);
+			break;
+		}
+	}
+	return NULL;
+}
+
+static long op_start_busy(void *arg)
+{
+	busy = *(struct busy_arg *)arg;
+	if (pthread_create(&busy_thread, NULL, be_busy, NULL))
+		return -1;
+	while (busy_rounds < NR_OPS)
+		sched_yield();
+	return 0;
+}
+
+static long op_stop_busy(void *arg)
+{
+	busy_stop = true;
+	pthread_join(busy_thread, NULL);
+	return busy_rounds;
+}
+
+/*
+ * The first page with a word that is neither its own nor zero, or -1. A page
+ * that is being written when it is copied may have some of its words.
+ */
+static long check_foreign(struct peer *p, unsigned long addr, int nr)
+{
+	unsigned long ps = page_size(), *page = malloc(ps), *want;
+	struct peer me;
+	size_t j;
+	int i;
+
+	want = mmap(NULL, nr * ps, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	peer_self(&me);
+	peer_stamp(&me, (unsigned long)want, nr, 0, 1, 1);
+	for (i = 0; i < nr; i++) {
+		/* What is not there, or cannot be read, is all right. */
+		if (peer_read(p, addr + i * ps, page, ps))
+			continue;
+		for (j = 0; j < ps / sizeof(*page); j++)
+			if (page[j] && page[j] != want[i * ps / sizeof(*page) + j])
+				break;
+		if (j < ps / sizeof(*page))
+			break;
+	}
+	munmap(want, nr * ps);
+	free(page);
+	return i < nr ? i : -1;
+}
+
+FIXTURE(busy)
+{
+	struct peer me, a, b;
+};
+
+FIXTURE_VARIANT(busy)
+{
+	unsigned int ops;
+	bool is_source;		/* the process that is busy, or else */
+	bool is_both;		/* it is copied within the process */
+};
+
+#define BUSY_VARIANT(_name, _ops)						\
+FIXTURE_VARIANT_ADD(busy, _name##_source)					\
+{										\
+	.ops = _ops, .is_source = true,						\
+};										\
+FIXTURE_VARIANT_ADD(busy, _name##_destination)					\
+{										\
+	.ops = _ops,								\
+};										\
+FIXTURE_VARIANT_ADD(busy, _name##_both)						\
+{										\
+	.ops = _ops, .is_source = true, .is_both = true,			\
+}
+
+BUSY_VARIANT(munmap, 1U << OP_UNMAP);
+BUSY_VARIANT(mprotect, 1U << OP_MPROTECT);
+BUSY_VARIANT(fork, 1U << OP_FORK | 1U << OP_WRITE);
+BUSY_VARIANT(all, (1U << NR_OPS) - 1);
+
+FIXTURE_SETUP(busy)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->a));
+	ASSERT_EQ(0, peer_start(&self->b));
+}
+
+FIXTURE_TEARDOWN(busy)
+{
+	peer_kill(&self->a);
+	peer_kill(&self->b);
+}
+
+static long op_map_stamped(void *arg)
+{
+	return map_stamped(*(unsigned long *)arg, 0, BUSY_PAGES);
+}
+
+TEST_F_TIMEOUT(busy, mappings, 120)
+{
+	struct peer *busy_one = &self->a, *src, *dst;
+	unsigned long ps = page_size(), src_addr = SRC, dst_addr = DST;
+	struct busy_arg arg = { .ops = variant->ops, .seed = seed() };
+	size_t len = BUSY_PAGES * ps;
+	long i, n = iterations(300), good = 0;
+	unsigned int state = seed();
+
+	src = variant->is_source ? busy_one : &self->b;
+	dst = variant->is_source && !variant->is_both ? &self->b : busy_one;
+	ASSERT_EQ(0, peer_call(src, op_map_stamped, &src_addr, sizeof(src_addr)));
+	ASSERT_EQ(0, peer_call(dst, op_map_stamped, &dst_addr, sizeof(dst_addr)));
+	arg.addr = variant->is_source ? SRC : DST;
+	ASSERT_EQ(0, peer_call(busy_one, op_start_busy, &arg, sizeof(arg)));
+	for (i = 0; i < n; i++) {
+		size_t first = rand_r(&state) % BUSY_PAGES;
+		size_t nr = 1 + rand_r(&state) % (BUSY_PAGES - first);
+		/* Ragged ends, every other time */
+		size_t cut = i % 2 ? 16 : 0;
+		unsigned int flags = i % 3 ? DPUT_HOLES : 0;
+		int ret;
+
+		ret = peer_dput(src, src_addr + first * ps + cut, dst,
+				dst_addr + first * ps + cut, nr * ps - 2 * cut, flags);
+		good += !ret;
+		/* There are holes, and pages that cannot be accessed. */
+		if (ret) {
+			ASSERT_EQ(EFAULT, errno);
+		}
+		if (i % 10)
+			continue;
+		EXPECT_EQ(-1, check_foreign(src, src_addr, BUSY_PAGES));
+		EXPECT_EQ(-1, check_foreign(dst, dst_addr, BUSY_PAGES));
+	}
+	EXPECT_LT(0, peer_call(busy_one, op_stop_busy, NULL, 0));
+	EXPECT_LT(0, good);
+	/* Once all is quiet, it works as ever. */
+	ASSERT_EQ(0, peer_call(src, op_map_stamped, &src_addr, sizeof(src_addr)));
+	ASSERT_EQ(0, peer_dput(src, src_addr, dst, dst_addr, len, 0));
+	EXPECT_EQ(-1, peer_check(dst, dst_addr, BUSY_PAGES, 0, 1, 1));
+}
+
+/* Exit */
+
+FIXTURE(end)
+{
+	struct peer me, a;
+};
+
+FIXTURE_VARIANT(end)
+{
+	bool is_source;
+};
+
+FIXTURE_VARIANT_ADD(end, source) { .is_source = true };
+FIXTURE_VARIANT_ADD(end, destination) {};
+
+FIXTURE_SETUP(end)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&self->me);
+}
+
+FIXTURE_TEARDOWN(end)
+{
+}
+
+static volatile bool copier_stop;
+
+static void copier_init(struct copier *c, struct peer *me, struct peer *other,
+			bool other_is_source, size_t len)
+{
+	*c = (struct copier){
+		.from = other_is_source ? other : me,
+		.to = other_is_source ? me : other,
+		.src = SRC, .dst = DST, .len = len, .stop = &copier_stop,
+	};
+	copier_stop = false;
+}
+
+TEST_F_TIMEOUT(end, exit, 120)
+{
+	size_t npages = 64, len = npages * page_size();
+	long i, n = iterations(30), good = 0;
+	struct copier c;
+	struct peer a;
+
+	ASSERT_EQ(0, peer_map(&self->me, SRC, len, RW));
+	ASSERT_EQ(0, peer_stamp(&self->me, SRC, npages, 0, 1, 1));
+	for (i = 0; i < n; i++) {
+		/* It inherits what is at SRC. */
+		ASSERT_EQ(0, peer_start(&a));
+		copier_init(&c, &self->me, &a, variant->is_source, len);
+		c.allowed = ALLOW(ESRCH);
+		ASSERT_EQ(0, pthread_create(&c.thread, NULL, copy_often, &c));
+		while (i % 3 && !*(volatile long *)&c.good)
+			sched_yield();
+		ASSERT_EQ(0, kill(a.pid, SIGKILL));
+		ASSERT_EQ(a.pid, waitpid(a.pid, NULL, 0));
+		copier_stop = true;
+		pthread_join(c.thread, NULL);
+		EXPECT_EQ(0, c.bad)
+			TH_LOG("%s", strerror(c.err));
+		good += c.good;
+		close(a.pidfd);
+		close(a.sock);
+		if (variant->is_source && c.good) {
+			EXPECT_EQ(-1, peer_check(&self->me, DST, npages, 0, 1, 1));
+			ASSERT_EQ(0, peer_stamp(&self->me, DST, npages, 0, 1, 2));
+			EXPECT_EQ(-1, peer_check(&self->me, SRC, npages, 0, 1, 1));
+		}
+	}
+	EXPECT_LT(0, good);
+}
+
+/* execve(), of this program, which says that it has come that far and waits */
+
+#define EXEC_FD		"DPUT_RACE_EXEC"
+
+static void __attribute__((constructor)) executed(void)
+{
+	char *s = getenv(EXEC_FD), byte = 0;
+
+	if (!s)
+		return;
+	if (write(atoi(s), &byte, 1) != 1)
+		_exit(1);
+	/* Until it is killed */
+	for (;;)
+		pause();
+}
+
+/* A child that executes this program */
+static pid_t exec_child(int fd)
+{
+	char path[] = "/proc/self/exe", env[32];
+	char *argv[] = { path, NULL }, *envp[] = { env, NULL };
+	pid_t pid;
+
+	snprintf(env, sizeof(env), EXEC_FD "=%d", fd);
+	pid = fork();
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	execve(path, argv, envp);
+	_exit(1);
+}
+
+static void race_exec(struct __test_metadata *_metadata, struct peer *me, bool is_source,
+		      unsigned long src, unsigned long dst, size_t len)
+{
+	long i, n = iterations(40);
+	int fds[2], status;
+	struct copier c;
+	struct peer a;
+	char byte;
+
+	for (i = 0; i < n; i++) {
+		ASSERT_EQ(0, pipe(fds));
+		a.pid = exec_child(fds[1]);
+		ASSERT_LT(0, a.pid);
+		close(fds[1]);
+		a.pidfd = sys_pidfd_open(a.pid, 0);
+		ASSERT_LE(0, a.pidfd);
+		copier_init(&c, me, &a, is_source, len);
+		c.src = src;
+		c.dst = dst;
+		/* The new image has other mappings. */
+		c.allowed = ALLOW(EAGAIN) | ALLOW(ESRCH) | ALLOW(EFAULT) | ALLOW(ENOMEM);
+		if (geteuid())
+			c.allowed |= ALLOW(EPERM);
+		ASSERT_EQ(0, pthread_create(&c.thread, NULL, copy_often, &c));
+		/* It has executed, or it has died of what it was given. */
+		while (read(fds[0], &byte, 1) < 0 && errno == EINTR)
+			;
+		copier_stop = true;
+		pthread_join(c.thread, NULL);
+		EXPECT_EQ(0, c.bad)
+			TH_LOG("%s", strerror(c.err));
+		kill(a.pid, SIGKILL);
+		ASSERT_EQ(a.pid, waitpid(a.pid, &status, 0));
+		close(a.pidfd);
+		close(fds[0]);
+	}
+}
+
+TEST_F_TIMEOUT(end, execve, 120)
+{
+	size_t npages = 64, len = npages * page_size();
+
+	ASSERT_EQ(0, peer_map(&self->me, SRC, len, RW));
+	ASSERT_EQ(0, peer_stamp(&self->me, SRC, npages, 0, 1, 1));
+	race_exec(_metadata, &self->me, variant->is_source, SRC, DST, len);
+	EXPECT_EQ(-1, peer_check(&self->me, SRC, npages, 0, 1, 1));
+	if (variant->is_source && proc_mapped(getpid(), DST, len) == 1) {
+		EXPECT_EQ(-1, peer_check(&self->me, DST, npages, 0, 1, 1));
+	}
+}
+
+/* The stack that is being set up is at the end of the address space. */
+TEST_F_TIMEOUT(end, execve_stack, 120)
+{
+	unsigned long top = (1UL << 47) - page_size();
+	size_t len = 32 * page_size();
+
+	if (variant->is_source)
+		SKIP(return, "for the destination only");
+	ASSERT_EQ(0, peer_map(&self->me, SRC, len, RW));
+	ASSERT_EQ(0, peer_stamp(&self->me, SRC, 32, 0, 1, 1));
+	race_exec(_metadata, &self->me, false, SRC, top - len, len);
+	EXPECT_EQ(-1, peer_check(&self->me, SRC, 32, 0, 1, 1));
+}
+
+TEST_HARNESS_MAIN

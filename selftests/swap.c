@@ -1,0 +1,469 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Copies of memory that is swapped out, and memory that is swapped out as a copy. */
+
+#include "kselftest_harness.h"
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/swap.h>
+#include <sys/sysmacros.h>
+#include "dput_util.h"
+
+#define THP		"/sys/kernel/mm/transparent_hugepage/"
+#define ZRAM		"/sys/class/zram-control/"
+#define DISK_SIZE	(256UL << 20)
+
+#ifndef SWAP_FLAG_PREFER
+#define SWAP_FLAG_PREFER	0x8000
+#endif
+
+#define AT(_n)		(ARENA + (_n) * ((1UL << 28) + 5 * page_size()))
+#define MTHP_SIZE	(64UL << 10)
+
+/* A zram device of the test's own, with a node of its own */
+static const char *swap_error = "no swap device was made";
+static char swap_path[64];
+static int zram = -1;
+static bool zram_added;
+static pid_t swap_owner;
+static char pmd_enabled[128];
+static const char mthp_enabled[] = THP "hugepages-64kB/enabled";
+
+static int zram_write(const char *file, const char *val)
+{
+	char path[96];
+
+	snprintf(path, sizeof(path), "/sys/block/zram%d/%s", zram, file);
+	return setting_write(path, val);
+}
+
+static const char *swap_header(void)
+{
+	unsigned long ps = page_size();
+	char *page = calloc(1, ps);
+	unsigned int *info = (unsigned int *)(page + 1024);
+	const char *ret = NULL;
+	int fd;
+
+	info[0] = 1;			/* version */
+	info[1] = DISK_SIZE / ps - 1;	/* last page */
+	memcpy(page + ps - 10, "SWAPSPACE2", 10);
+	fd = open(swap_path, O_WRONLY);
+	if (fd < 0 || write(fd, page, ps) != (ssize_t)ps || fsync(fd))
+		ret = "cannot write to the zram device";
+	if (fd >= 0)
+		close(fd);
+	free(page);
+	return ret;
+}
+
+static const char *swap_make(void)
+{
+	unsigned int major, minor;
+	char buf[64], path[64];
+
+	if (geteuid())
+		return "needs root";
+	if (!setting_read(ZRAM "hot_add", buf, sizeof(buf))) {
+		zram = atoi(buf);
+		zram_added = true;
+	} else {
+		if (setting_read("/sys/block/zram0/disksize", buf, sizeof(buf)))
+			return "no zram";
+		if (atol(buf))
+			return "zram0 is in use";
+		zram = 0;
+	}
+	snprintf(path, sizeof(path), "/sys/block/zram%d/dev", zram);
+	if (setting_read(path, buf, sizeof(buf)) ||
+	    sscanf(buf, "%u:%u", &major, &minor) != 2)
+		return "the zram device has no number";
+	mkdir("/tmp", 01777);
+	snprintf(swap_path, sizeof(swap_path), "/tmp/dput-swap-%d", getpid());
+	if (mknod(swap_path, S_IFBLK | 0600, makedev(major, minor)))
+		return "cannot make a device node";
+	snprintf(buf, sizeof(buf), "%lu", DISK_SIZE);
+	if (zram_write("disksize", buf))
+		return "cannot set the size of the zram device";
+	return swap_header();
+}
+
+static void __attribute__((constructor)) prepare(void)
+{
+	swap_owner = getpid();
+	if (dput_supported())
+		swap_error = swap_make();
+	cgroup_prepare();
+	setting_save("/proc/sys/vm/page-cluster");
+	if (!thp_size())
+		return;
+	snprintf(pmd_enabled, sizeof(pmd_enabled), THP "hugepages-%zukB/enabled",
+		 thp_size() >> 10);
+	setting_save(THP "enabled");
+	setting_save(THP "khugepaged/defrag");
+	setting_save(pmd_enabled);
+	setting_save(mthp_enabled);
+}
+
+static void __attribute__((destructor)) cleanup(void)
+{
+	char buf[16];
+
+	if (getpid() != swap_owner)
+		return;
+	if (swap_path[0]) {
+		swapoff(swap_path);
+		unlink(swap_path);
+	}
+	if (zram < 0)
+		return;
+	zram_write("reset", "1");
+	snprintf(buf, sizeof(buf), "%d", zram);
+	if (zram_added)
+		setting_write(ZRAM "hot_remove", buf);
+}
+
+static int swap_on(void)
+{
+	return swapon(swap_path, SWAP_FLAG_PREFER | 0x7fff);
+}
+
+enum kind { SMALL, MTHP, PMD };
+
+FIXTURE(swap)
+{
+	struct peer me, a;
+	struct peer *src, *dst;
+	unsigned long ps, s, d;
+	size_t npages, len;
+};
+
+FIXTURE_VARIANT(swap)
+{
+	enum kind kind;
+	bool src_child, dst_child;
+};
+
+#define SWAP_VARIANTS(_kind)						\
+FIXTURE_VARIANT_ADD(swap, _kind##_within) { .kind = _kind };		\
+FIXTURE_VARIANT_ADD(swap, _kind##_put)					\
+{									\
+	.kind = _kind, .dst_child = true,				\
+};									\
+FIXTURE_VARIANT_ADD(swap, _kind##_get)					\
+{									\
+	.kind = _kind, .src_child = true,				\
+}
+
+SWAP_VARIANTS(SMALL);
+SWAP_VARIANTS(MTHP);
+SWAP_VARIANTS(PMD);
+
+static const char *kind_prepare(enum kind kind)
+{
+	if (!thp_size())
+		return kind == SMALL ? NULL : "no transparent huge pages";
+	if (setting_write(THP "enabled", kind == SMALL ? "never" : "madvise"))
+		return "cannot change the settings of huge pages";
+	setting_write(THP "khugepaged/defrag", "0");
+	setting_write(pmd_enabled, kind == PMD ? "inherit" : "never");
+	if (setting_write(mthp_enabled, kind == MTHP ? "madvise" : "never") && kind == MTHP)
+		return "no huge pages of 64 KiB";
+	return NULL;
+}
+
+FIXTURE_SETUP(swap)
+{
+	const char *reason;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	reason = swap_error;
+	if (!reason)
+		reason = cgroup_enter();
+	if (!reason)
+		reason = kind_prepare(variant->kind);
+	if (reason)
+		SKIP(return, "%s", reason);
+	self->ps = page_size();
+	self->len = variant->kind == PMD ? thp_size() : 4 * MTHP_SIZE;
+	self->npages = self->len / self->ps;
+	peer_self(&self->me);
+	/* It is in the cgroup, too. */
+	ASSERT_EQ(0, peer_start(&self->a));
+	self->src = variant->src_child ? &self->a : &self->me;
+	self->dst = variant->dst_child ? &self->a : &self->me;
+	self->s = AT(0);
+	self->d = AT(1);
+	ASSERT_EQ(0, peer_map(self->src, self->s, self->len, RW));
+	if (variant->kind != SMALL) {
+		ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_HUGEPAGE));
+	}
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 1));
+	ASSERT_EQ(0, swap_on())
+		TH_LOG("swapon %s: %s", swap_path, strerror(errno));
+}
+
+FIXTURE_TEARDOWN(swap)
+{
+	peer_kill(&self->a);
+	swapoff(swap_path);
+}
+
+static size_t swapped(struct peer *p, unsigned long addr, size_t npages)
+{
+	size_t i, n = 0;
+
+	for (i = 0; i < npages; i++)
+		n += !!(proc_pagemap(p->pid, addr + i * page_size()) & PM_SWAP);
+	return n;
+}
+
+/* Out with memory that is mapped once */
+static bool page_out(struct peer *p, unsigned long addr, size_t npages)
+{
+	int i;
+
+	for (i = 0; i < 20; i++) {
+		peer_madvise(p, addr, npages * page_size(), MADV_PAGEOUT);
+		if (swapped(p, addr, npages) == npages)
+			return true;
+	}
+	return false;
+}
+
+/* Out with memory that is mapped in two places: by way of the reverse map */
+static bool reclaim(struct peer *p, unsigned long p_addr, struct peer *q,
+		    unsigned long q_addr, size_t npages)
+{
+	int i;
+
+	for (i = 0; i < 50; i++) {
+		cgroup_reclaim("16M");
+		if (swapped(p, p_addr, npages) == npages &&
+		    swapped(q, q_addr, npages) == npages)
+			return true;
+	}
+	return false;
+}
+
+#define DPUT(_src, _saddr, _dst, _daddr)					\
+	ASSERT_EQ(0, peer_dput(_src, _saddr, _dst, _daddr, self->len, 0))	\
+		TH_LOG("dput: %s", strerror(errno))
+
+#define CHECK(_p, _addr, _first, _step, _seed)					\
+	EXPECT_EQ(-1, peer_check(_p, _addr, self->npages, _first, _step, _seed))
+
+#define STAMP(_p, _addr, _first, _step, _seed)					\
+	ASSERT_EQ(0, peer_stamp(_p, _addr, self->npages, _first, _step, _seed))
+
+#define PAGE_OUT(_p, _addr)							\
+	ASSERT_TRUE(page_out(_p, _addr, self->npages))				\
+		TH_LOG("%zu of %zu pages are out",				\
+		       swapped(_p, _addr, self->npages), self->npages)
+
+/* Each side is written, and the other does not see it. */
+#define ISOLATED(_p, _paddr, _q, _qaddr, _seed) do {				\
+	STAMP(_q, _qaddr, 0, 2, 10);						\
+	CHECK(_p, _paddr, 0, 1, _seed);						\
+	STAMP(_p, _paddr, 0, 1, 11);						\
+	CHECK(_q, _qaddr, 0, 2, 10);						\
+	CHECK(_q, _qaddr, 1, 2, _seed);						\
+	STAMP(_q, _qaddr, 0, 1, 12);						\
+	CHECK(_p, _paddr, 0, 1, 11);						\
+} while (0)
+
+TEST_F_TIMEOUT(swap, source_is_out, 60)
+{
+	PAGE_OUT(self->src, self->s);
+	DPUT(self->src, self->s, self->dst, self->d);
+	CHECK(self->dst, self->d, 0, 1, 1);
+	CHECK(self->src, self->s, 0, 1, 1);
+	ISOLATED(self->src, self->s, self->dst, self->d, 1);
+}
+
+/* Written without having been read */
+TEST_F_TIMEOUT(swap, written_at_once, 60)
+{
+	PAGE_OUT(self->src, self->s);
+	DPUT(self->src, self->s, self->dst, self->d);
+	STAMP(self->dst, self->d, 0, 3, 2);
+	STAMP(self->src, self->s, 1, 3, 3);
+	CHECK(self->dst, self->d, 0, 3, 2);
+	CHECK(self->dst, self->d, 1, 3, 1);
+	CHECK(self->dst, self->d, 2, 3, 1);
+	CHECK(self->src, self->s, 0, 3, 1);
+	CHECK(self->src, self->s, 1, 3, 3);
+	CHECK(self->src, self->s, 2, 3, 1);
+	STAMP(self->dst, self->d, 0, 1, 4);
+	STAMP(self->src, self->s, 0, 1, 5);
+	CHECK(self->dst, self->d, 0, 1, 4);
+	CHECK(self->src, self->s, 0, 1, 5);
+}
+
+TEST_F_TIMEOUT(swap, swapoff_after_copy, 60)
+{
+	size_t i;
+
+	PAGE_OUT(self->src, self->s);
+	DPUT(self->src, self->s, self->dst, self->d);
+	ASSERT_EQ(0, swapoff(swap_path));
+	for (i = 0; i < self->npages; i++) {
+		EXPECT_NE(0, proc_pagemap(self->src->pid, self->s + i * self->ps) & PM_PRESENT);
+		EXPECT_NE(0, proc_pagemap(self->dst->pid, self->d + i * self->ps) & PM_PRESENT);
+	}
+	CHECK(self->src, self->s, 0, 1, 1);
+	CHECK(self->dst, self->d, 0, 1, 1);
+	ISOLATED(self->src, self->s, self->dst, self->d, 1);
+}
+
+/* Half of the source is out, and some of it in the swap cache. */
+TEST_F_TIMEOUT(swap, mixed, 60)
+{
+	size_t i;
+
+	PAGE_OUT(self->src, self->s);
+	for (i = 0; i < self->npages; i += 5)
+		ASSERT_TRUE(peer_readable(self->src, self->s + i * self->ps));
+	STAMP(self->src, self->s, 1, 4, 2);
+	DPUT(self->src, self->s, self->dst, self->d);
+	CHECK(self->dst, self->d, 1, 4, 2);
+	CHECK(self->dst, self->d, 0, 4, 1);
+	CHECK(self->dst, self->d, 2, 4, 1);
+	STAMP(self->dst, self->d, 0, 1, 3);
+	CHECK(self->src, self->s, 1, 4, 2);
+	CHECK(self->src, self->s, 0, 4, 1);
+	CHECK(self->src, self->s, 3, 4, 1);
+	STAMP(self->src, self->s, 0, 1, 4);
+	CHECK(self->dst, self->d, 0, 1, 3);
+}
+
+/* The ragged ends are out, on either side. */
+TEST_F_TIMEOUT(swap, ragged_ends, 60)
+{
+	size_t len = self->len - 2 * 2048;
+	uint64_t v;
+
+	ASSERT_EQ(0, peer_map(self->dst, self->d, self->len, RW));
+	STAMP(self->dst, self->d, 0, 1, 2);
+	PAGE_OUT(self->src, self->s);
+	PAGE_OUT(self->dst, self->d);
+	ASSERT_EQ(0, peer_dput(self->src, self->s + 2048, self->dst, self->d + 2048, len, 0));
+	EXPECT_EQ(-1, peer_check(self->dst, self->d, self->npages - 1, 1, 1, 1));
+	CHECK(self->src, self->s, 0, 1, 1);
+	/* The last word that is stamped is in the second half of a page. */
+	ASSERT_EQ(0, peer_read(self->dst, self->d, &v, 8));
+	EXPECT_EQ(2, v >> 48);
+	ASSERT_EQ(0, peer_read(self->dst, self->d + 511 * 8, &v, 8));
+	EXPECT_EQ(1, v >> 48);
+	v = self->d + self->len - self->ps;
+	ASSERT_EQ(0, peer_read(self->dst, v, &v, 8));
+	EXPECT_EQ(1, v >> 48);
+	ASSERT_EQ(0, peer_read(self->dst, self->d + self->len - self->ps + 511 * 8, &v, 8));
+	EXPECT_EQ(2, v >> 48);
+}
+
+TEST_F_TIMEOUT(swap, source_exits, 60)
+{
+	if (self->src != &self->a)
+		SKIP(return, "the source is the test itself");
+	PAGE_OUT(self->src, self->s);
+	DPUT(self->src, self->s, self->dst, self->d);
+	peer_stop(&self->a);
+	CHECK(self->dst, self->d, 0, 1, 1);
+	STAMP(self->dst, self->d, 0, 1, 2);
+	CHECK(self->dst, self->d, 0, 1, 2);
+}
+
+/* A destination that is out itself gives its slots back. */
+TEST_F_TIMEOUT(swap, destination_is_out, 60)
+{
+	ASSERT_EQ(0, peer_map(self->dst, self->d, self->len, RW));
+	STAMP(self->dst, self->d, 0, 1, 2);
+	PAGE_OUT(self->dst, self->d);
+	DPUT(self->src, self->s, self->dst, self->d);
+	CHECK(self->dst, self->d, 0, 1, 1);
+	EXPECT_EQ(0, proc_smaps_kb(self->dst->pid, self->d, self->d + self->len, "Swap"));
+	ISOLATED(self->src, self->s, self->dst, self->d, 1);
+}
+
+/*
+ * Reclaim unmaps the pages in both places, or they would not leave. Once for
+ * pages that were never out, and once for such as came back.
+ */
+TEST_F_TIMEOUT(swap, reclaim_after_copy, 120)
+{
+	int i;
+
+	DPUT(self->src, self->s, self->dst, self->d);
+	for (i = 0; i < 2; i++) {
+		ASSERT_TRUE(reclaim(self->src, self->s, self->dst, self->d, self->npages))
+			TH_LOG("round %d: %zu and %zu of %zu pages are out", i,
+			       swapped(self->src, self->s, self->npages),
+			       swapped(self->dst, self->d, self->npages), self->npages);
+		CHECK(self->src, self->s, 0, 1, 1);
+		CHECK(self->dst, self->d, 0, 1, 1);
+	}
+	ASSERT_TRUE(reclaim(self->src, self->s, self->dst, self->d, self->npages));
+	ISOLATED(self->src, self->s, self->dst, self->d, 1);
+}
+
+TEST_F_TIMEOUT(swap, reclaim_and_swapoff, 120)
+{
+	DPUT(self->src, self->s, self->dst, self->d);
+	ASSERT_TRUE(reclaim(self->src, self->s, self->dst, self->d, self->npages));
+	ASSERT_EQ(0, swapoff(swap_path));
+	EXPECT_EQ(0, swapped(self->src, self->s, self->npages));
+	EXPECT_EQ(0, swapped(self->dst, self->d, self->npages));
+	CHECK(self->src, self->s, 0, 1, 1);
+	CHECK(self->dst, self->d, 0, 1, 1);
+	ISOLATED(self->dst, self->d, self->src, self->s, 1);
+}
+
+/* Swapped out, copied to two places of one process, and out again */
+TEST_F_TIMEOUT(swap, two_places, 120)
+{
+	unsigned long e = AT(2);
+
+	PAGE_OUT(self->src, self->s);
+	DPUT(self->src, self->s, self->dst, self->d);
+	DPUT(self->src, self->s, self->dst, e);
+	ASSERT_EQ(0, peer_munmap(self->src, self->s, self->len));
+	CHECK(self->dst, self->d, 0, 1, 1);
+	CHECK(self->dst, e, 0, 1, 1);
+	ASSERT_TRUE(reclaim(self->dst, self->d, self->dst, e, self->npages))
+		TH_LOG("%zu and %zu of %zu pages are out",
+		       swapped(self->dst, self->d, self->npages),
+		       swapped(self->dst, e, self->npages), self->npages);
+	STAMP(self->dst, self->d, 0, 3, 2);
+	CHECK(self->dst, e, 0, 1, 1);
+	STAMP(self->dst, e, 0, 1, 3);
+	CHECK(self->dst, self->d, 0, 3, 2);
+	CHECK(self->dst, self->d, 1, 3, 1);
+	CHECK(self->dst, self->d, 2, 3, 1);
+	ASSERT_TRUE(reclaim(self->dst, self->d, self->dst, e, self->npages));
+	STAMP(self->dst, self->d, 0, 1, 4);
+	CHECK(self->dst, e, 0, 1, 3);
+	STAMP(self->dst, e, 0, 1, 5);
+	CHECK(self->dst, self->d, 0, 1, 4);
+}
+
+/* There and back, three places in all */
+TEST_F_TIMEOUT(swap, there_and_back, 120)
+{
+	unsigned long e = AT(2);
+
+	DPUT(self->src, self->s, self->dst, self->d);
+	ASSERT_TRUE(reclaim(self->src, self->s, self->dst, self->d, self->npages));
+	DPUT(self->dst, self->d, self->src, e);
+	ASSERT_TRUE(reclaim(self->src, self->s, self->dst, self->d, self->npages));
+	ASSERT_TRUE(reclaim(self->src, e, self->dst, self->d, self->npages));
+	CHECK(self->src, e, 0, 1, 1);
+	CHECK(self->src, self->s, 0, 1, 1);
+	CHECK(self->dst, self->d, 0, 1, 1);
+	STAMP(self->src, self->s, 0, 1, 2);
+	CHECK(self->src, e, 0, 1, 1);
+	ISOLATED(self->src, e, self->dst, self->d, 1);
+	CHECK(self->src, self->s, 0, 1, 2);
+}
+
+TEST_HARNESS_MAIN
