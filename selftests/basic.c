@@ -830,7 +830,7 @@ TEST_F(dput, mlock_not_inherited)
 	ASSERT_DPUT(0, 4 * ps, 0);
 	EXPECT_FALSE(proc_vmflag(self->dst->pid, DST, "lo"));
 	EXPECT_TRUE(proc_vmflag(self->src->pid, SRC, "lo"));
-	EXPECT_EQ(4 * ps / 1024, proc_smaps_kb(self->src->pid, SRC, SRC + 4 * ps, "Locked"));
+	EXPECT_EQ(4 * ps / 1024, proc_status_kb(self->src->pid, "VmLck"));
 	EXPECT_EQ(-1, peer_verify(self->dst, DST, 4 * ps, 1));
 	EXPECT_ISOLATED(4 * ps);
 }

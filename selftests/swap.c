@@ -219,6 +219,10 @@ static size_t swapped(struct peer *p, unsigned long addr, size_t npages)
 }
 
 /* Out with memory that is mapped once */
+/*
+ * A page that is still in a CPU's batch, on its way to the LRU lists, cannot be
+ * taken from them. Dropping caches drains every CPU's.
+ */
 static bool page_out(struct peer *p, unsigned long addr, size_t npages)
 {
 	int i;
@@ -227,6 +231,7 @@ static bool page_out(struct peer *p, unsigned long addr, size_t npages)
 		peer_madvise(p, addr, npages * page_size(), MADV_PAGEOUT);
 		if (swapped(p, addr, npages) == npages)
 			return true;
+		setting_write("/proc/sys/vm/drop_caches", "1");
 	}
 	return false;
 }
