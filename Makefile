@@ -4,13 +4,14 @@
 export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB
 
 .DEFAULT_GOAL := help
-.PHONY: help deps prepare build initramfs run test check shell apply export clean distclean
+.PHONY: help deps prepare build initramfs run test check shell sabotage apply export clean distclean
 
 help:
 	@echo 'make run        build the kernel and run the demonstration in a guest'
 	@echo 'make test       every check and every selftest'
 	@echo 'make check      only the checks that need no guest'
 	@echo 'make shell      an interactive guest with the selftests, strace and the demo'
+	@echo 'make sabotage   break the kernel on purpose: which test notices?'
 	@echo 'make apply      put the series onto your own tree: KERNEL_SRC=DIR'
 	@echo 'make prepare    build/linux: Linux 7.3.y with the series'
 	@echo "make build      the kernel; make initramfs: the guest's files as well"
@@ -51,6 +52,9 @@ check: prepare
 
 shell: initramfs
 	@qemu/shell
+
+sabotage: initramfs
+	@qemu/sabotage
 
 apply:
 	@qemu/apply
