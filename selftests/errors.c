@@ -618,6 +618,9 @@ TEST_F(errors, eacces_executable)
 	EXPECT_OK(PIDFD_SELF, SRC, PIDFD_SELF, DST, self->len, 0);
 	EXPECT_STREQ("r-xp", proc_perms(getpid(), DST + 3 * ps));
 	EXPECT_EQ(0, memcmp((void *)SRC, (void *)DST, self->len));
+	/* But no new executable page is made for a part of one. */
+	ASSERT_EQ(0, munmap((void *)DST, ps));
+	EXPECT_ERR(EACCES, PIDFD_SELF, addr + 8, PIDFD_SELF, DST + 8, 8, 0);
 }
 
 /* Limits: those of the destination */

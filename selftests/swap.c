@@ -424,6 +424,18 @@ TEST_F_TIMEOUT(swap, reclaim_and_swapoff, 120)
 	ISOLATED(self->dst, self->d, self->src, self->s, 1);
 }
 
+/* What the source gives up by MADV_FREE, its copy keeps */
+TEST_F_TIMEOUT(swap, lazily_freed, 120)
+{
+	int i;
+
+	ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
+	DPUT(self->src, self->s, self->dst, self->d);
+	for (i = 0; i < 20; i++)
+		cgroup_reclaim("16M");
+	CHECK(self->dst, self->d, 0, 1, 1);
+}
+
 /* Swapped out, copied to two places of one process, and out again */
 TEST_F_TIMEOUT(swap, two_places, 120)
 {
