@@ -2,9 +2,11 @@
 # The work is done by the scripts in qemu/; each has --help.
 
 export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB
+export SENDER VERSION RFC BASE_COMMIT SINCE
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check shell sabotage apply export clean distclean
+.PHONY: bisect mbox series-diff
 
 help:
 	@echo 'make run        build the kernel and run the demonstration in a guest'
@@ -12,6 +14,9 @@ help:
 	@echo 'make check      only the checks that need no guest'
 	@echo 'make shell      an interactive guest with the selftests, strace and the demo'
 	@echo 'make sabotage   break the kernel on purpose: which test notices?'
+	@echo 'make bisect     is the kernel sound after each patch in turn? FIRST=N LAST=N limit it'
+	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes]'
+	@echo 'make series-diff  what changed in the series: SINCE=TAG'
 	@echo 'make apply      put the series onto your own tree: KERNEL_SRC=DIR'
 	@echo 'make prepare    build/linux: Linux 7.3.y with the series'
 	@echo "make build      the kernel; make initramfs: the guest's files as well"
@@ -55,6 +60,15 @@ shell: initramfs
 
 sabotage: initramfs
 	@qemu/sabotage
+
+bisect: deps
+	@qemu/bisect $(or $(FIRST),0) $(LAST)
+
+mbox: prepare
+	@qemu/mbox
+
+series-diff: prepare
+	@qemu/series-diff
 
 apply:
 	@qemu/apply

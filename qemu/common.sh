@@ -4,7 +4,9 @@ set -euo pipefail
 export LC_ALL=C
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-build=$repo/build
+# Another build directory (qemu/bisect has one of its own), and whose selftests.
+build=${DPUT_BUILD:-$repo/build}
+selftests=${DPUT_SELFTESTS:-$repo/selftests}
 tree=$build/linux
 cache=${DPUT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/dput}
 CONFIG=${CONFIG:-default}
@@ -58,6 +60,17 @@ drop_lock() {
 	unset DPUT_LOCKED
 }
 
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+# The Debian mirror: DPUT_MIRROR, or the one in the system's apt sources.
+mirror() {
+	local site
+	# shellcheck disable=SC2016 # apt's variable
+	site=${DPUT_MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' |
+		grep -v security | sort | uniq -c | sort -rn | awk 'NR == 1 { print $2 }')}
+	[[ -n $site ]] || die "no mirror in the system's apt sources: set DPUT_MIRROR to a Debian mirror's URL"
+	echo "$site"
+}
+
 series_patches() { sed 's/[[:space:]]*#.*//; s/[[:space:]].*//; /^$/d' "$repo/series"; }
 
 # touched_files PATCH…: every path that the patches create, change, remove or rename.
@@ -79,4 +92,65 @@ check_version() {
 	v=$(version "$1")
 	[[ -n $v ]] || die "$2 is not a Linux source tree"
 	[[ $v == 7.3 || $v == 7.3.* ]] || die "$2 is Linux $v; the series is made for 7.3.y"
+}
+
+# base_file PATH: that file before the first patch, of which quilt has a copy; fails
+# if the base has no such file.
+base_file() {
+	local p
+	while read -r p; do
+		[[ ! -s $tree/.pc/$p/$1 ]] || { cat "$tree/.pc/$p/$1"; return; }
+		# An empty one stands for a file that was not there.
+		[[ ! -e $tree/.pc/$p/$1 ]] || return 1
+	done < <(cat "$tree/.pc/applied-patches" 2> /dev/null)
+	[[ -f $tree/$1 ]] && cat "$tree/$1"
+}
+
+# base_files DIR PATCH…: into DIR, the base's version of what the patches touch.
+base_files() {
+	local f
+	touched_files "${@:2}" | while read -r f; do
+		mkdir -p "$1/$(dirname "$f")"
+		base_file "$f" > "$1/$f" || rm "$1/$f"
+		[[ ! -x $tree/$f || ! -f $1/$f ]] || chmod +x "$1/$f"
+	done
+}
+
+# Git as it is, whatever the user has configured.
+plain_git() { GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null git -c core.abbrev=12 "$@"; }
+
+# base_repo DIR PATCH…: a git repository of base_files; its only commit is "base".
+base_repo() {
+	mkdir -p "$1"
+	plain_git init -q -b base "$1"
+	base_files "$1" "${@:2}"
+	plain_git -C "$1" add -A -f
+	plain_git -C "$1" -c user.name=base -c user.email=base@localhost commit -q --allow-empty -m "Linux $(version "$tree")"
+}
+
+# as_mbox NAME ADDRESS PATCH…: for git am. The patches name no author.
+as_mbox() {
+	local f
+	for f in "${@:3}"; do
+		printf 'From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001\nFrom: %s <%s>\n' "$1" "$2"
+		cat "$f"
+		echo
+	done
+}
+
+# checkpatch FILE [OPTION…]: what checkpatch.pl --strict says about a patch.
+# New files are covered by the series' own MAINTAINERS entry, which a patch by
+# itself does not show. mm/ breaks long parameter lists by two tabs. Selftests use
+# the harness, whose macros are statements and declarations, and poke at memory that
+# others change.
+checkpatch() {
+	local ignore=FILE_PATH_CHANGES,PARENTHESIS_ALIGNMENT
+	if ! touched_files "$1" | grep -qv '^tools/testing/selftests/'; then
+		ignore+=,BIT_MACRO,BRACES,COMPLEX_MACRO,MACRO_ARG_PRECEDENCE,MACRO_ARG_REUSE,SPACING
+		ignore+=,MULTISTATEMENT_MACRO_USE_DO_WHILE,PREFER_DEFINED_ATTRIBUTE_MACRO,VOLATILE,ENOSYS
+		ignore+=,EMBEDDED_FUNCTION_NAME,STATIC_CONST_CHAR_ARRAY
+	fi
+	# What goes to stderr is about the SPDX checker's own dependencies.
+	perl "$tree/scripts/checkpatch.pl" --root="$tree" --strict --no-summary --quiet \
+		--ignore "$ignore" "${@:2}" "$1" 2> /dev/null
 }
