@@ -1,12 +1,13 @@
 # dput(2): a Linux patch series, and what it takes to build, boot and test it.
 # The work is done by the scripts in qemu/; each has --help.
 
-export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB
+export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB BENCH
 export SENDER VERSION RFC BASE_COMMIT SINCE
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check shell sabotage apply export clean distclean
 .PHONY: bisect mbox series-diff
+.PHONY: bench bench-compare bench-docs
 
 help:
 	@echo 'make run        build the kernel and run the demonstration in a guest'
@@ -17,6 +18,9 @@ help:
 	@echo 'make bisect     is the kernel sound after each patch in turn? FIRST=N LAST=N limit it'
 	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes]'
 	@echo 'make series-diff  what changed in the series: SINCE=TAG'
+	@echo 'make bench      what the call costs, and what else would do the same; BENCH=targets: only that'
+	@echo 'make bench-compare  is any instruction count 1 % above Documentation/bench/baseline.tsv?'
+	@echo 'make bench-docs  all of it, into Documentation/bench'
 	@echo 'make apply      put the series onto your own tree: KERNEL_SRC=DIR'
 	@echo 'make prepare    build/linux: Linux 7.3.y with the series'
 	@echo "make build      the kernel; make initramfs: the guest's files as well"
@@ -69,6 +73,17 @@ mbox: prepare
 
 series-diff: prepare
 	@qemu/series-diff
+
+bench: prepare
+	@qemu/deps bench
+	@qemu/bench
+
+bench-compare: prepare
+	@qemu/bench --compare
+
+bench-docs: prepare
+	@qemu/deps bench
+	@qemu/bench --docs
 
 apply:
 	@qemu/apply
