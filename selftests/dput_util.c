@@ -1006,7 +1006,7 @@ static bool cgroup_mounted, cgroup_enabled;
 static pid_t cgroup_owner;
 static const char *cgroup_error = "no cgroup was made";
 
-static int cgroup_write(const char *dir, const char *file, const char *val)
+int cgroup_write(const char *dir, const char *file, const char *val)
 {
 	char path[256];
 
@@ -1072,6 +1072,44 @@ const char *cgroup_enter(void)
 int cgroup_reclaim(const char *amount)
 {
 	return cgroup_write(cgroup_dir, "memory.reclaim", amount);
+}
+
+int cgroup_new(const char *name, char *dir, size_t size)
+{
+	if (cgroup_error)
+		return -1;
+	snprintf(dir, size, "%s-%s", cgroup_dir, name);
+	return mkdir(dir, 0755);
+}
+
+void cgroup_delete(const char *dir)
+{
+	rmdir(dir);
+}
+
+int cgroup_move(const char *dir, pid_t pid)
+{
+	char s[16];
+
+	snprintf(s, sizeof(s), "%d", pid);
+	return cgroup_write(dir ?: cgroup_root, "cgroup.procs", s);
+}
+
+long cgroup_number(const char *dir, const char *file, const char *key)
+{
+	char path[256], line[256];
+	size_t n = key ? strlen(key) : 0;
+	long ret = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, file);
+	f = fopen(path, "r");
+	while (f && ret < 0 && fgets(line, sizeof(line), f))
+		if (!key || (!strncmp(line, key, n) && line[n] == ' '))
+			ret = atol(line + n);
+	if (f)
+		fclose(f);
+	return ret;
 }
 
 static void __attribute__((destructor)) cgroup_remove(void)

@@ -176,6 +176,14 @@ int setting_restore(const char *path);
 void cgroup_prepare(void);
 const char *cgroup_enter(void);
 int cgroup_reclaim(const char *amount);
+/* More of them; each is removed with cgroup_delete() when nobody is in it. */
+int cgroup_new(const char *name, char *dir, size_t size);
+void cgroup_delete(const char *dir);
+/* Without a @dir, the hierarchy's root */
+int cgroup_move(const char *dir, pid_t pid);
+int cgroup_write(const char *dir, const char *file, const char *val);
+/* A number in a file of the cgroup: the one after @key, if that is not NULL */
+long cgroup_number(const char *dir, const char *file, const char *key);
 
 size_t thp_size(void);
 bool is_huge(pid_t pid, unsigned long addr, size_t len);

@@ -1,0 +1,481 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Whose limits bound dput(2), and who pays: always the destination. */
+
+#include "kselftest_harness.h"
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
+#include "dput_util.h"
+
+#define SRC		ARENA
+#define DST		(ARENA + (1UL << 31) + (1UL << 21))
+
+#define MAX_MAP_COUNT	"/proc/sys/vm/max_map_count"
+#define OVERCOMMIT	"/proc/sys/vm/overcommit_memory"
+#define COMMIT_KBYTES	"/proc/sys/vm/overcommit_kbytes"
+#define COMMIT_RATIO	"/proc/sys/vm/overcommit_ratio"
+
+static void __attribute__((constructor)) prepare(void)
+{
+	setting_save(MAX_MAP_COUNT);
+	setting_save(OVERCOMMIT);
+	/* To write one of these sets the other one to 0. */
+	setting_save(COMMIT_KBYTES);
+	setting_save(COMMIT_RATIO);
+	cgroup_prepare();
+}
+
+/*
+ * Control groups: the caller, the source and the destination are in one each.
+ * Counters of groups lag behind by some 64 pages for each CPU.
+ */
+enum { CALLER, SOURCE, DEST, GROUPS };
+
+#define LAG		256L
+#define MANY		1024L	/* so many pages are more than that */
+
+FIXTURE(memcg)
+{
+	struct peer me, src, dst;
+	unsigned long ps;
+	char group[GROUPS][192];
+	long before[GROUPS];
+};
+
+static void delete_groups(FIXTURE_DATA(memcg) *self)
+{
+	int i;
+
+	for (i = 0; i < GROUPS; i++)
+		if (self->group[i][0])
+			cgroup_delete(self->group[i]);
+}
+
+FIXTURE_SETUP(memcg)
+{
+	static const char * const names[] = { "caller", "source", "destination" };
+	const char *why;
+	int i;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	why = cgroup_enter();
+	if (why)
+		SKIP(return, "%s", why);
+	self->ps = page_size();
+	peer_self(&self->me);
+	for (i = 0; i < GROUPS; i++)
+		ASSERT_EQ(0, cgroup_new(names[i], self->group[i], sizeof(self->group[i])));
+	ASSERT_EQ(0, peer_start(&self->src));
+	ASSERT_EQ(0, peer_start(&self->dst));
+	ASSERT_EQ(0, cgroup_move(self->group[CALLER], getpid()));
+	ASSERT_EQ(0, cgroup_move(self->group[SOURCE], self->src.pid));
+	ASSERT_EQ(0, cgroup_move(self->group[DEST], self->dst.pid));
+}
+
+FIXTURE_TEARDOWN(memcg)
+{
+	peer_kill(&self->src);
+	peer_kill(&self->dst);
+	cgroup_move(NULL, getpid());
+	delete_groups(self);
+}
+
+static long op_pin(void *arg)
+{
+	unsigned long *a = arg;
+
+	return pin_memory(a[0], a[1]);
+}
+
+/* MANY page tables' worth of memory, with a page in each */
+static void map_sparse(struct __test_metadata *_metadata, struct peer *p)
+{
+	size_t step = 1UL << 21;
+
+	/* More than all memory may be accounted as. */
+	ASSERT_EQ(SRC, peer_mmap(p, SRC, MANY * step, RW, MAP_PRIVATE | MAP_ANONYMOUS |
+				 MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1));
+	ASSERT_EQ(0, peer_stamp(p, SRC, MANY * step / page_size(), 0,
+				step / page_size(), 1));
+}
+
+/* Pages in use, in all or of a kind */
+static void count(FIXTURE_DATA(memcg) *self, const char *kind, long *pages)
+{
+	int i;
+
+	for (i = 0; i < GROUPS; i++)
+		pages[i] = cgroup_number(self->group[i], kind ? "memory.stat" :
+					 "memory.current", kind) / (long)self->ps;
+}
+
+/* It is the destination's group that has got @pages more. */
+static void expect_charged(struct __test_metadata *_metadata, FIXTURE_DATA(memcg) *self,
+			   const char *kind, long pages)
+{
+	long now[GROUPS];
+
+	count(self, kind, now);
+	EXPECT_GT(self->before[CALLER] + LAG, now[CALLER]);
+	EXPECT_GT(self->before[SOURCE] + LAG, now[SOURCE]);
+	EXPECT_LT(self->before[DEST] + pages - LAG, now[DEST]);
+}
+
+TEST_F_TIMEOUT(memcg, page_tables, 120)
+{
+	long all[GROUPS];
+
+	map_sparse(_metadata, &self->src);
+	count(self, NULL, all);
+	count(self, "pagetables", self->before);
+	ASSERT_EQ(0, peer_dput(&self->src, SRC, &self->dst, SRC, MANY << 21, 0));
+	expect_charged(_metadata, self, "pagetables", MANY);
+	memcpy(self->before, all, sizeof(all));
+	expect_charged(_metadata, self, NULL, MANY);
+	/* They are given back, by RCU. */
+	ASSERT_EQ(0, peer_munmap(&self->dst, SRC, MANY << 21));
+	do {
+		syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+		count(self, NULL, all);
+	} while (all[DEST] >= self->before[DEST] + LAG);
+}
+
+/* A page that is pinned is copied at once. */
+TEST_F_TIMEOUT(memcg, pinned_pages, 120)
+{
+	unsigned long arg[] = { SRC, MANY * self->ps };
+
+	ASSERT_EQ(0, peer_map(&self->src, SRC, arg[1], RW));
+	ASSERT_EQ(0, peer_stamp(&self->src, SRC, MANY, 0, 1, 1));
+	ASSERT_LE(0, peer_call(&self->src, op_pin, arg, sizeof(arg)));
+	count(self, "anon", self->before);
+	ASSERT_EQ(0, peer_dput(&self->src, SRC, &self->dst, DST, arg[1], 0));
+	expect_charged(_metadata, self, "anon", MANY);
+	EXPECT_EQ(-1, peer_check(&self->dst, DST, MANY, 0, 1, 1));
+}
+
+/* Pages that are mapped for the ragged ends */
+TEST_F_TIMEOUT(memcg, partial_pages, 120)
+{
+	long i;
+
+	ASSERT_EQ(0, peer_map(&self->src, SRC, self->ps, RW));
+	ASSERT_EQ(0, peer_fill(&self->src, SRC, self->ps, 1));
+	count(self, "anon", self->before);
+	for (i = 0; i < MANY; i++)
+		ASSERT_EQ(0, peer_dput(&self->src, SRC + 8, &self->dst,
+				       DST + i * self->ps + 8, 16, 0));
+	expect_charged(_metadata, self, "anon", MANY);
+}
+
+/* What describes mappings: VMAs and links to the reverse map */
+static long op_comb(void *arg)
+{
+	unsigned long *a = arg, ps = page_size(), i;
+
+	for (i = 1; i < a[1]; i += 2)
+		if (mprotect((void *)a[0] + i * ps, ps, PROT_READ))
+			return -1;
+	return 0;
+}
+
+TEST_F_TIMEOUT(memcg, mappings, 120)
+{
+	unsigned long arg[] = { SRC, 8 * MANY };
+
+	ASSERT_EQ(0, peer_map(&self->src, SRC, arg[1] * self->ps, RW));
+	ASSERT_EQ(0, peer_stamp(&self->src, SRC, 1, 0, 1, 1));
+	ASSERT_EQ(0, peer_call(&self->src, op_comb, arg, sizeof(arg)));
+	count(self, "slab", self->before);
+	ASSERT_EQ(0, peer_dput(&self->src, SRC, &self->dst, DST, arg[1] * self->ps, 0));
+	/* More than 200 bytes for each */
+	expect_charged(_metadata, self, "slab", arg[1] * 200 / self->ps);
+}
+
+/* Whatever happens to the caller's group, a copy between others does not. */
+TEST_F_TIMEOUT(memcg, caller_at_limit, 120)
+{
+	unsigned long arg[] = { DST, MANY * self->ps };
+	char val[32];
+
+	map_sparse(_metadata, &self->src);
+	ASSERT_EQ(0, peer_map(&self->src, DST, arg[1], RW));
+	ASSERT_EQ(0, peer_stamp(&self->src, DST, MANY, 0, 1, 1));
+	ASSERT_LE(0, peer_call(&self->src, op_pin, arg, sizeof(arg)));
+	/* As much as the counters may lag behind is left for the call itself. */
+	snprintf(val, sizeof(val), "%ld", LAG * (long)self->ps +
+		 cgroup_number(self->group[CALLER], "memory.current", NULL));
+	ASSERT_EQ(0, cgroup_write(self->group[CALLER], "memory.max", val));
+	EXPECT_EQ(0, peer_dput(&self->src, SRC, &self->dst, SRC, MANY << 21, 0));
+	EXPECT_EQ(0, peer_dput(&self->src, DST, &self->dst, DST, arg[1], 0));
+	EXPECT_EQ(0, cgroup_number(self->group[CALLER], "memory.events", "max"));
+	EXPECT_EQ(0, cgroup_number(self->group[CALLER], "memory.events", "oom_kill"));
+	ASSERT_EQ(0, cgroup_write(self->group[CALLER], "memory.max", "max"));
+}
+
+/*
+ * The destination's group may not grow: an error, or death of somebody in it,
+ * but nobody else's.
+ */
+static void copy_at_limit(struct __test_metadata *_metadata, FIXTURE_DATA(memcg) *self,
+			  unsigned long src, unsigned long dst, size_t len)
+{
+	struct peer other;
+	char val[32];
+	long kills;
+	int ret, err;
+
+	snprintf(val, sizeof(val), "%ld", LAG * (long)self->ps +
+		 cgroup_number(self->group[DEST], "memory.current", NULL));
+	ASSERT_EQ(0, cgroup_write(self->group[DEST], "memory.max", val));
+	ret = peer_dput(&self->src, src, &self->dst, dst, len, 0);
+	err = errno;
+	ASSERT_EQ(-1, ret);
+	if (err != ESRCH) {
+		EXPECT_EQ(ENOMEM, err);
+	}
+	EXPECT_LT(0, cgroup_number(self->group[DEST], "memory.events", "max"));
+	kills = cgroup_number(self->group[DEST], "memory.events", "oom_kill");
+	TH_LOG("%s, %ld killed in the destination's group", strerror(err), kills);
+	if (!kills) {
+		EXPECT_EQ(0, proc_mapped(self->dst.pid, dst, len));
+	}
+	EXPECT_EQ(0, cgroup_number(self->group[CALLER], "memory.events", "max"));
+	EXPECT_EQ(0, cgroup_number(self->group[CALLER], "memory.events", "oom_kill"));
+	EXPECT_EQ(0, cgroup_number(self->group[SOURCE], "memory.events", "max"));
+	EXPECT_EQ(0, cgroup_number(self->group[SOURCE], "memory.events", "oom_kill"));
+	/* Elsewhere, it works. */
+	ASSERT_EQ(0, peer_start(&other));
+	EXPECT_EQ(0, peer_dput(&self->src, src, &other, dst, len, 0));
+	peer_kill(&other);
+}
+
+TEST_F_TIMEOUT(memcg, destination_at_limit, 120)
+{
+	map_sparse(_metadata, &self->src);
+	copy_at_limit(_metadata, self, SRC, SRC, MANY << 21);
+	EXPECT_EQ(-1, peer_check(&self->src, SRC, MANY << 9, 0, 1 << 9, 1));
+}
+
+TEST_F_TIMEOUT(memcg, destination_at_limit_pinned, 120)
+{
+	unsigned long arg[] = { SRC, MANY * self->ps };
+
+	ASSERT_EQ(0, peer_map(&self->src, SRC, arg[1], RW));
+	ASSERT_EQ(0, peer_stamp(&self->src, SRC, MANY, 0, 1, 1));
+	ASSERT_LE(0, peer_call(&self->src, op_pin, arg, sizeof(arg)));
+	copy_at_limit(_metadata, self, SRC, DST, arg[1]);
+	EXPECT_EQ(-1, peer_check(&self->src, SRC, MANY, 0, 1, 1));
+}
+
+/*
+ * vm.overcommit_memory=2: private writable memory is accounted. Nothing of this
+ * is ever touched. The numbers are large, for the kernel compares with a
+ * sum that is some megabytes off.
+ */
+#define LARGE		(256UL << 20)
+
+FIXTURE(commit)
+{
+	struct peer me, child;
+};
+
+static long committed_kb(void)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	char line[128];
+	long kb = -1;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "Committed_AS: %ld kB", &kb) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kb;
+}
+
+/* So much more than now can be accounted from here on. */
+static int commit_limit(unsigned long bytes)
+{
+	char val[32];
+
+	/* Of which root need not leave anything; there may be swap space. */
+	snprintf(val, sizeof(val), "%lu", committed_kb() + (bytes >> 10));
+	return setting_write(COMMIT_KBYTES, val) || setting_write(OVERCOMMIT, "2");
+}
+
+FIXTURE_SETUP(commit)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	if (geteuid())
+		SKIP(return, "needs root");
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->child));
+	ASSERT_EQ(0, peer_map(&self->me, SRC, LARGE, RW));
+}
+
+FIXTURE_TEARDOWN(commit)
+{
+	setting_restore(OVERCOMMIT);
+	setting_restore(COMMIT_KBYTES);
+	setting_restore(COMMIT_RATIO);
+	peer_kill(&self->child);
+}
+
+/* Other processes come and go. */
+#define EXPECT_COMMITTED(_kb) do {						\
+	long _want = (_kb), _now = committed_kb();				\
+										\
+	EXPECT_GT(_want + (long)(LARGE >> 14), _now);				\
+	EXPECT_LT(_want - (long)(LARGE >> 14), _now);				\
+} while (0)
+
+TEST_F(commit, enomem)
+{
+	struct snapshot me, child;
+	long kb = committed_kb();
+	int i;
+
+	ASSERT_EQ(0, commit_limit(LARGE / 2));
+	ASSERT_EQ(0, snapshot_take(&child, &self->child));
+	me.maps = proc_maps(getpid(), ARENA, ARENA_END);
+	for (i = 0; i < 32; i++) {
+		ASSERT_EQ(-1, sys_dput(PIDFD_SELF, SRC, self->child.pidfd, DST, LARGE, 0));
+		ASSERT_EQ(ENOMEM, errno);
+		ASSERT_EQ(-1, sys_dput(PIDFD_SELF, SRC, PIDFD_SELF, DST, LARGE, 0));
+		ASSERT_EQ(ENOMEM, errno);
+	}
+	EXPECT_COMMITTED(kb);
+	EXPECT_TRUE(snapshot_same(&child, &self->child));
+	EXPECT_STREQ(me.maps, proc_maps(getpid(), ARENA, ARENA_END));
+	/* It is what can be written that counts. */
+	ASSERT_EQ(0, peer_mprotect(&self->me, SRC, LARGE, PROT_READ));
+	ASSERT_EQ(0, peer_munmap(&self->me, SRC, LARGE));
+	ASSERT_EQ(0, peer_map(&self->me, SRC, LARGE, PROT_READ));
+	EXPECT_EQ(0, sys_dput(PIDFD_SELF, SRC, self->child.pidfd, DST, LARGE, 0));
+	EXPECT_COMMITTED(kb - (long)(LARGE >> 10));
+}
+
+/* What replaces accounted memory needs the difference only. */
+TEST_F(commit, replace)
+{
+	long kb;
+	int i;
+
+	ASSERT_EQ(0, peer_map(&self->child, DST, LARGE, RW));
+	kb = committed_kb();
+	ASSERT_EQ(0, commit_limit(LARGE / 2));
+	for (i = 0; i < 32; i++)
+		ASSERT_EQ(0, sys_dput(PIDFD_SELF, SRC, self->child.pidfd, DST, LARGE, 0));
+	EXPECT_COMMITTED(kb);
+	/* In part: a quarter more, and another one that is too much */
+	EXPECT_EQ(0, sys_dput(PIDFD_SELF, SRC, self->child.pidfd, DST + LARGE / 4, LARGE, 0));
+	EXPECT_COMMITTED(kb + (long)(LARGE >> 12));
+	EXPECT_EQ(-1, sys_dput(PIDFD_SELF, SRC, self->child.pidfd, DST + LARGE * 3 / 4, LARGE, 0));
+	EXPECT_EQ(ENOMEM, errno);
+	EXPECT_COMMITTED(kb + (long)(LARGE >> 12));
+	/* Less than before: what is not accounted replaces what is. */
+	ASSERT_EQ(0, peer_munmap(&self->me, SRC, LARGE));
+	ASSERT_EQ(0, peer_map(&self->me, SRC, LARGE, PROT_READ));
+	EXPECT_EQ(0, sys_dput(PIDFD_SELF, SRC, self->child.pidfd, DST, LARGE, 0));
+	EXPECT_COMMITTED(kb - (long)(LARGE >> 10) * 7 / 4);
+	ASSERT_EQ(0, peer_munmap(&self->child, DST, LARGE * 5 / 4));
+	EXPECT_COMMITTED(kb - (long)(LARGE >> 10) * 2);
+}
+
+/*
+ * vm.max_map_count, to the number: whatever it is, the call works and stays
+ * within it, or changes nothing.
+ */
+FIXTURE(map_count)
+{
+	struct peer me, child;
+	unsigned long ps;
+};
+
+FIXTURE_VARIANT(map_count)
+{
+	int old;		/* mappings at the destination: how many pages each? */
+	int pages, first;	/* copied, and from which page on */
+	int more;		/* mappings that this makes it have more */
+	bool within;
+};
+
+/* 12 pages are there. In the middle of one mapping, which is cut twice */
+FIXTURE_VARIANT_ADD(map_count, middle) { .old = 12, .first = 3, .pages = 4, .more = 2 };
+FIXTURE_VARIANT_ADD(map_count, start) { .old = 12, .pages = 4, .more = 1 };
+FIXTURE_VARIANT_ADD(map_count, end) { .old = 12, .first = 8, .pages = 4, .more = 1 };
+FIXTURE_VARIANT_ADD(map_count, fewer) { .old = 1, .first = 1, .pages = 8, .more = -7 };
+FIXTURE_VARIANT_ADD(map_count, same) { .old = 4, .first = 4, .pages = 4 };
+FIXTURE_VARIANT_ADD(map_count, hole) { .pages = 4, .more = 1 };
+FIXTURE_VARIANT_ADD(map_count, hole_within) { .pages = 4, .more = 1, .within = true };
+FIXTURE_VARIANT_ADD(map_count, middle_within)
+{
+	.old = 12, .first = 3, .pages = 4, .more = 2, .within = true,
+};
+
+FIXTURE_SETUP(map_count)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	if (geteuid())
+		SKIP(return, "needs root");
+	self->ps = page_size();
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->child));
+}
+
+FIXTURE_TEARDOWN(map_count)
+{
+	setting_restore(MAX_MAP_COUNT);
+	peer_kill(&self->child);
+}
+
+TEST_F(map_count, boundary)
+{
+	struct peer *dst = variant->within ? &self->me : &self->child;
+	struct peer *src = &self->me;
+	unsigned long at = DST + variant->first * self->ps;
+	size_t len = variant->pages * self->ps;
+	int i, now, slack, good = 0, ret, err;
+	struct snapshot before;
+	char val[32];
+
+	/* A mapping that the copy cannot be joined with */
+	ASSERT_EQ(0, peer_map(src, SRC, len, RW));
+	ASSERT_EQ(0, peer_fill(src, SRC, len, 1));
+	for (slack = -2; slack <= 3; slack++) {
+		peer_munmap(dst, DST, 12 * self->ps);
+		for (i = 0; variant->old && i < 12; i += variant->old) {
+			ASSERT_EQ(0, peer_map(dst, DST + i * self->ps, variant->old * self->ps,
+					      i / variant->old % 2 ? RW : PROT_READ));
+		}
+		now = proc_count_vmas(dst->pid, 0, -1UL << 30);
+		ASSERT_EQ(0, snapshot_take(&before, dst));
+		snprintf(val, sizeof(val), "%d", now + slack);
+		ASSERT_EQ(0, setting_write(MAX_MAP_COUNT, val));
+		ret = peer_dput(src, SRC, dst, at, len, 0);
+		err = errno;
+		setting_restore(MAX_MAP_COUNT);
+		if (ret) {
+			ASSERT_EQ(ENOMEM, err);
+			EXPECT_TRUE(snapshot_same(&before, dst));
+		} else {
+			good++;
+			EXPECT_EQ(-1, peer_verify(dst, at, len, 1));
+			EXPECT_EQ(now + variant->more, proc_count_vmas(dst->pid, 0, -1UL << 30));
+			if (variant->more > 0) {
+				EXPECT_LE(variant->more, slack);
+			}
+		}
+		/* Where there is room enough, there is no excuse. */
+		if (variant->more <= slack) {
+			EXPECT_EQ(0, ret)
+				TH_LOG("%d mappings, a limit of %s: %s", now, val, strerror(err));
+		}
+	}
+	EXPECT_LT(0, good);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,517 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * dput(2) on processes that share their memory with others, that are dying, or
+ * whose caller is killed.
+ *
+ * DPUT_SEED and DPUT_ITERATIONS in the environment choose other moments, and
+ * more or less of them.
+ */
+
+#include "kselftest_harness.h"
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include "dput_util.h"
+
+#ifndef __NR_process_mrelease
+#define __NR_process_mrelease	448
+#endif
+
+#define SRC		(ARENA + 64 * page_size())
+#define DST		(ARENA + (1UL << 28) + 7 * page_size())
+
+static void __attribute__((constructor)) prepare(void)
+{
+	cgroup_prepare();
+}
+
+static long env_number(const char *name, long def)
+{
+	char *s = getenv(name);
+	long n = s ? atol(s) : 0;
+
+	return n > 0 ? n : def;
+}
+
+/* How often, where @def is a number for a slow machine */
+static long iterations(long def)
+{
+	long n = def * env_number("DPUT_ITERATIONS", 100) / 100;
+
+	return n > 0 ? n : 1;
+}
+
+/* Two processes with one address space */
+
+static int share_wait[2], share_tell[2];
+static char share_stack[65536] __aligned(16);
+
+/* What the second one does: call when told, and tell what came of it. */
+static int share_main(void *arg)
+{
+	struct { unsigned long src, dst, len; int src_fd, dst_fd; } call;
+
+	while (read(share_wait[0], &call, sizeof(call)) == sizeof(call)) {
+		int err = 0;
+
+		if (sys_dput(call.src_fd, call.src, call.dst_fd, call.dst, call.len, 0))
+			err = errno;
+		if (write(share_tell[1], &err, sizeof(err)) != sizeof(err))
+			break;
+	}
+	return 0;
+}
+
+FIXTURE(shared_mm)
+{
+	struct peer me, other;
+	unsigned long ps;
+	size_t len;
+	pid_t pid;
+	int pidfd;
+};
+
+FIXTURE_SETUP(shared_mm)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	self->ps = page_size();
+	self->len = 8 * self->ps;
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->other));
+	ASSERT_EQ(0, peer_map(&self->me, SRC, self->len, RW));
+	ASSERT_EQ(0, peer_map(&self->me, DST, self->len, RW));
+	ASSERT_EQ(0, peer_map(&self->other, SRC, self->len, RW));
+	ASSERT_EQ(0, peer_map(&self->other, DST, self->len, RW));
+	ASSERT_EQ(0, peer_fill(&self->me, SRC, self->len, 1));
+	ASSERT_EQ(0, peer_fill(&self->me, DST, self->len, 2));
+	ASSERT_EQ(0, peer_fill(&self->other, SRC, self->len, 3));
+	ASSERT_EQ(0, peer_fill(&self->other, DST, self->len, 4));
+	ASSERT_EQ(0, pipe(share_wait));
+	ASSERT_EQ(0, pipe(share_tell));
+	/* Another process, but no other memory. */
+	self->pid = clone(share_main, share_stack + sizeof(share_stack),
+			  CLONE_VM | SIGCHLD, NULL);
+	ASSERT_LT(0, self->pid);
+	self->pidfd = sys_pidfd_open(self->pid, 0);
+	ASSERT_LE(0, self->pidfd);
+}
+
+FIXTURE_TEARDOWN(shared_mm)
+{
+	kill(self->pid, SIGKILL);
+	waitpid(self->pid, NULL, 0);
+	peer_stop(&self->other);
+}
+
+/* Whoever of the two is named, and whoever of them calls. */
+static int call_by(bool second, int src_fd, unsigned long src, int dst_fd,
+		   unsigned long dst, size_t len)
+{
+	struct { unsigned long src, dst, len; int src_fd, dst_fd; } call = {
+		.src = src, .dst = dst, .len = len, .src_fd = src_fd, .dst_fd = dst_fd,
+	};
+	int err = -1;
+
+	if (!second)
+		return sys_dput(src_fd, src, dst_fd, dst, len, 0) ? errno : 0;
+	if (write(share_wait[1], &call, sizeof(call)) != sizeof(call) ||
+	    read(share_tell[0], &err, sizeof(err)) != sizeof(err))
+		return -1;
+	return err;
+}
+
+TEST_F(shared_mm, is_one_address_space)
+{
+	int me = sys_pidfd_open(getpid(), 0), by, s, d;
+	unsigned long ps = self->ps;
+	struct snapshot before;
+
+	/* The second process has its own table of descriptors, a copy of ours. */
+	for (by = 0; by < 2; by++) {
+		int fds[] = { PIDFD_SELF, me, self->pidfd };
+
+		if (by) {
+			/* Those two were opened after the process was made. */
+			fds[1] = PIDFD_SELF;
+			fds[2] = PIDFD_SELF;
+		}
+		for (s = 0; s < 3; s++) {
+			for (d = 0; d < 3; d++) {
+				ASSERT_EQ(0, snapshot_take(&before, &self->me));
+				EXPECT_EQ(EINVAL, call_by(by, fds[s], SRC, fds[d], SRC, self->len));
+				EXPECT_EQ(EINVAL, call_by(by, fds[s], SRC, fds[d], SRC + ps,
+							  2 * ps));
+				EXPECT_EQ(EINVAL, call_by(by, fds[s], SRC + 8, fds[d], SRC + 8, 8));
+				EXPECT_TRUE(snapshot_same(&before, &self->me));
+
+				ASSERT_EQ(0, peer_fill(&self->me, DST, self->len, 2));
+				EXPECT_EQ(0, call_by(by, fds[s], SRC + 8, fds[d], DST + 8,
+						     self->len - 8));
+				EXPECT_EQ(0, memcmp((void *)SRC + 8, (void *)DST + 8,
+						    self->len - 8));
+				/* Two places, and not one */
+				ASSERT_EQ(0, peer_fill(&self->me, DST, self->len, 5));
+				EXPECT_EQ(-1, peer_verify(&self->me, SRC, self->len, 1));
+			}
+		}
+	}
+	/* With a third process on the other side */
+	EXPECT_EQ(0, call_by(0, self->pidfd, SRC, self->other.pidfd, DST, self->len));
+	EXPECT_EQ(-1, peer_verify(&self->other, DST, self->len, 1));
+	EXPECT_EQ(0, call_by(0, self->other.pidfd, SRC, self->pidfd, DST, self->len));
+	EXPECT_EQ(-1, peer_verify(&self->me, DST, self->len, 3));
+	EXPECT_EQ(0, call_by(1, self->other.pidfd, DST, PIDFD_SELF, DST, self->len));
+	EXPECT_EQ(-1, peer_verify(&self->me, DST, self->len, 1));
+}
+
+/* The same by a third party */
+static long op_call_both(void *arg)
+{
+	pid_t *pids = arg;
+	int a = sys_pidfd_open(pids[0], 0), b = sys_pidfd_open(pids[1], 0);
+	size_t len = 8 * page_size();
+	int errs = 0;
+
+	errs += !sys_dput(a, SRC, b, SRC, len, 0) || errno != EINVAL;
+	errs += !sys_dput(b, SRC + 8, a, SRC + 8, 8, 0) || errno != EINVAL;
+	errs += !!sys_dput(a, SRC, b, DST, len, 0);
+	close(a);
+	close(b);
+	return errs;
+}
+
+TEST_F(shared_mm, seen_by_others)
+{
+	pid_t pids[] = { getpid(), self->pid };
+
+	/* Where only descendants may be touched */
+	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
+	EXPECT_EQ(0, peer_call(&self->other, op_call_both, pids, sizeof(pids)));
+	EXPECT_EQ(-1, peer_verify(&self->me, DST, self->len, 1));
+	EXPECT_EQ(-1, peer_verify(&self->me, SRC, self->len, 1));
+}
+
+/* A vfork() child: the parent waits in the kernel meanwhile. */
+TEST_F(shared_mm, vfork_child)
+{
+	unsigned long src = SRC, dst = DST;
+	volatile int err[4] = { -1, -1, -1, -1 };
+	int other = self->other.pidfd;
+	size_t len = self->len;
+	int status;
+	pid_t pid;
+
+	pid = vfork();
+	if (!pid) {
+		int parent = sys_pidfd_open(getppid(), 0);
+
+		err[0] = sys_dput(parent, src, PIDFD_SELF, src, len, 0) ? errno : 0;
+		err[1] = sys_dput(parent, src, PIDFD_SELF, dst, len, 0) ? errno : 0;
+		err[2] = sys_dput(PIDFD_SELF, src, other, dst, len, 0) ? errno : 0;
+		err[3] = sys_dput(other, src, parent, dst, len / 2, 0) ? errno : 0;
+		_exit(0);
+	}
+	ASSERT_LT(0, pid);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(EINVAL, err[0]);
+	EXPECT_EQ(0, err[1]);
+	EXPECT_EQ(0, err[2]);
+	EXPECT_EQ(0, err[3]);
+	EXPECT_EQ(-1, peer_verify(&self->other, DST, len, 1));
+	EXPECT_EQ(-1, peer_verify(&self->me, DST, len / 2, 3));
+	EXPECT_EQ(0, memcmp((void *)SRC + len / 2, (void *)DST + len / 2, len / 2));
+	EXPECT_EQ(-1, peer_verify(&self->me, SRC, len, 1));
+}
+
+/* Dying processes */
+
+FIXTURE(dying)
+{
+	struct peer me, a;
+	unsigned long ps;
+	char group[192];
+	bool entered;
+};
+
+FIXTURE_SETUP(dying)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	self->ps = page_size();
+	peer_self(&self->me);
+}
+
+FIXTURE_TEARDOWN(dying)
+{
+	if (self->group[0])
+		cgroup_delete(self->group);
+}
+
+/*
+ * A killed process that cannot go yet: its tracer keeps it. The OOM reaper, or
+ * process_mrelease(), takes its memory away meanwhile. Then there are holes
+ * that read as zeroes.
+ */
+TEST_F(dying, reaped)
+{
+	size_t npages = 64, len = npages * self->ps;
+	struct snapshot before;
+	int status;
+
+	ASSERT_EQ(0, peer_map(&self->me, SRC, len, RW));
+	ASSERT_EQ(0, peer_map(&self->me, DST, len, RW));
+	ASSERT_EQ(0, peer_stamp(&self->me, SRC, npages, 0, 1, 1));
+	ASSERT_EQ(0, peer_stamp(&self->me, DST, npages, 0, 1, 2));
+	ASSERT_EQ(0, peer_start(&self->a));
+	/* Pages of its own */
+	ASSERT_EQ(0, peer_stamp(&self->a, SRC, npages, 0, 1, 3));
+	if (ptrace(PTRACE_SEIZE, self->a.pid, NULL, PTRACE_O_TRACEEXIT))
+		SKIP(return, "ptrace: %s", strerror(errno));
+	ASSERT_EQ(0, kill(self->a.pid, SIGKILL));
+	ASSERT_EQ(self->a.pid, waitpid(self->a.pid, &status, __WALL));
+	ASSERT_EQ(SIGTRAP | PTRACE_EVENT_EXIT << 8, status >> 8);
+
+	/* It has been killed, and all of its memory is there. */
+	EXPECT_EQ(0, peer_dput(&self->a, SRC, &self->me, DST, len, 0));
+	EXPECT_EQ(-1, peer_check(&self->me, DST, npages, 0, 1, 3));
+	EXPECT_EQ(0, peer_dput(&self->me, SRC, &self->a, DST, len, 0));
+
+	if (syscall(__NR_process_mrelease, self->a.pidfd, 0))
+		SKIP(goto out, "process_mrelease: %s", strerror(errno));
+	ASSERT_EQ(0, snapshot_take(&before, &self->me));
+	EXPECT_EQ(-1, peer_dput(&self->a, SRC, &self->me, DST, len, 0));
+	EXPECT_EQ(ESRCH, errno);
+	EXPECT_EQ(-1, peer_dput(&self->a, SRC + 8, &self->me, DST + 8, 8, 0));
+	EXPECT_EQ(ESRCH, errno);
+	EXPECT_EQ(-1, peer_dput(&self->me, SRC, &self->a, DST, len, 0));
+	EXPECT_EQ(ESRCH, errno);
+	EXPECT_EQ(-1, peer_dput(&self->me, SRC + 8, &self->a, DST + 8, 8, 0));
+	EXPECT_EQ(ESRCH, errno);
+	EXPECT_EQ(-1, peer_dput(&self->a, SRC, &self->a, DST, len, DPUT_HOLES));
+	EXPECT_EQ(ESRCH, errno);
+	EXPECT_TRUE(snapshot_same(&before, &self->me));
+out:
+	ptrace(PTRACE_CONT, self->a.pid, NULL, NULL);
+	peer_kill(&self->a);
+}
+
+/* Take memory until it is too much. */
+static void *eat(void *arg)
+{
+	unsigned long ps = page_size(), i;
+	size_t len = 1UL << 30;
+	volatile char *p;
+
+	p = mmap(NULL, len, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	for (i = 0; p != MAP_FAILED && i < len; i += ps)
+		p[i] = 1;
+	return NULL;
+}
+
+static long op_eat(void *arg)
+{
+	pthread_t thread;
+
+	return pthread_create(&thread, NULL, eat, NULL) ? -1 : 0;
+}
+
+/* The OOM killer of its own group ends it while it is copied from and to. */
+TEST_F_TIMEOUT(dying, oom_killed, 120)
+{
+	size_t npages = 256, len = npages * self->ps;
+	long i, n = iterations(8), good = 0, killed = 0, ret;
+	const char *why = cgroup_enter();
+	int status;
+
+	if (why)
+		SKIP(return, "%s", why);
+	ASSERT_EQ(0, cgroup_new("dying", self->group, sizeof(self->group)));
+	ASSERT_EQ(0, cgroup_write(self->group, "memory.max", "16M"));
+	cgroup_write(self->group, "memory.swap.max", "0");
+	ASSERT_EQ(0, peer_map(&self->me, SRC, len, RW));
+	ASSERT_EQ(0, peer_stamp(&self->me, SRC, npages, 0, 1, 1));
+	for (i = 0; i < n; i++) {
+		bool get = i % 2;
+
+		ASSERT_EQ(0, peer_start(&self->a));
+		ASSERT_EQ(0, cgroup_move(self->group, self->a.pid));
+		/* Its own pages, charged to its group */
+		ASSERT_EQ(0, peer_stamp(&self->a, SRC, npages, 0, 1, 1));
+		ASSERT_EQ(0, peer_call(&self->a, op_eat, NULL, 0));
+		for (;;) {
+			ret = get ? peer_dput(&self->a, SRC, &self->me, DST, len, 0) :
+				    peer_dput(&self->me, SRC, &self->a, DST, len, 0);
+			if (ret && errno == ESRCH)
+				break;
+			if (ret) {
+				ASSERT_EQ(ENOMEM, errno);
+				continue;
+			}
+			good++;
+			if (get) {
+				ASSERT_EQ(-1, peer_check(&self->me, DST, npages, 0, 1, 1));
+				ASSERT_EQ(0, peer_stamp(&self->me, DST, npages, 0, 1, 2));
+			}
+		}
+		ASSERT_EQ(self->a.pid, waitpid(self->a.pid, &status, 0));
+		killed += WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+		close(self->a.sock);
+		close(self->a.pidfd);
+		EXPECT_EQ(-1, peer_check(&self->me, SRC, npages, 0, 1, 1));
+	}
+	EXPECT_LT(0, good);
+	EXPECT_EQ(n, killed);
+	EXPECT_LE(n, cgroup_number(self->group, "memory.events", "oom_kill"));
+}
+
+/*
+ * The caller is killed in the middle of it. What its destination has then is one
+ * of the images, whole, or nothing; and its ends are of one image each.
+ */
+#define KILL_PAGES	2048
+#define RAGGED		24
+
+FIXTURE(killed)
+{
+	struct peer me, src, dst;
+	unsigned long ps;
+	size_t len;
+};
+
+FIXTURE_VARIANT(killed)
+{
+	bool from_caller;	/* or else between two others */
+};
+
+FIXTURE_VARIANT_ADD(killed, put) { .from_caller = true };
+FIXTURE_VARIANT_ADD(killed, third_party) {};
+
+FIXTURE_SETUP(killed)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	self->ps = page_size();
+	self->len = KILL_PAGES * self->ps;
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->dst));
+	/* Two images one after the other; inherited by whoever is forked */
+	ASSERT_EQ(0, peer_map(&self->me, SRC, 2 * self->len, RW));
+	ASSERT_EQ(0, peer_stamp(&self->me, SRC, KILL_PAGES, 0, 1, 1));
+	ASSERT_EQ(0, peer_stamp(&self->me, SRC + self->len, KILL_PAGES, 0, 1, 2));
+	ASSERT_EQ(0, peer_start(&self->src));
+}
+
+FIXTURE_TEARDOWN(killed)
+{
+	peer_kill(&self->src);
+	peer_kill(&self->dst);
+}
+
+static void __noreturn copy_for_ever(int src, int dst, size_t len, int fd)
+{
+	char byte = 0;
+	long i;
+
+	for (i = 0;; i++) {
+		if (sys_dput(src, SRC + i % 2 * len + RAGGED, dst, DST + RAGGED,
+			     len - 2 * RAGGED, 0))
+			_exit(errno);
+		if (!i && write(fd, &byte, 1) != 1)
+			_exit(255);
+	}
+}
+
+static int mapping_sizes_kb(pid_t pid, long *sum)
+{
+	char *maps = proc_maps(pid, 0, -1UL << 30), *c, *next;
+	unsigned long s, e;
+
+	*sum = 0;
+	for (c = maps; *c; c = next) {
+		next = strchr(c, '\n') + 1;
+		if (sscanf(c, "%lx-%lx", &s, &e) != 2)
+			return -1;
+		*sum += (e - s) >> 10;
+	}
+	free(maps);
+	return 0;
+}
+
+/* Which of the images has this word? 0 is none of them. */
+static int image_at(struct peer *p, size_t off)
+{
+	uint64_t got;
+	int i;
+
+	if (peer_read(p, DST + off, &got, sizeof(got)))
+		return -1;
+	for (i = 1; i <= 2; i++)
+		if (got == *(uint64_t *)(SRC + (i - 1) * KILL_PAGES * page_size() + off))
+			return i;
+	return 0;
+}
+
+TEST_F_TIMEOUT(killed, at_any_moment, 120)
+{
+	unsigned int state = env_number("DPUT_SEED", 1);
+	long i, n = iterations(60), sizes, seen[3] = {};
+	unsigned long last = KILL_PAGES - 1, ps = self->ps;
+	int status, mapped, image, fds[2];
+	char byte;
+	pid_t pid;
+
+	for (i = 0; i < n; i++) {
+		struct timespec ts = { .tv_nsec = rand_r(&state) % 20000000 };
+
+		peer_munmap(&self->dst, DST, self->len);
+		ASSERT_EQ(0, peer_map(&self->dst, DST, self->len, RW));
+		ASSERT_EQ(0, pipe(fds));
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			copy_for_ever(variant->from_caller ? PIDFD_SELF : self->src.pidfd,
+				      self->dst.pidfd, self->len, fds[1]);
+		}
+		close(fds[1]);
+		/* Once it has begun, at a random moment */
+		ASSERT_EQ(1, read(fds[0], &byte, 1));
+		close(fds[0]);
+		nanosleep(&ts, NULL);
+		kill(pid, SIGKILL);
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		ASSERT_TRUE(WIFSIGNALED(status))
+			TH_LOG("dput: %s", strerror(WEXITSTATUS(status)));
+
+		/* Whole pages: of one image, or unmapped */
+		mapped = proc_mapped(self->dst.pid, DST + ps, self->len - 2 * ps);
+		ASSERT_LE(0, mapped);
+		/* The last word of the first page that is stamped, and so on */
+		image = image_at(&self->dst, 255 * 8);
+		ASSERT_LT(0, image);
+		EXPECT_EQ(image, image_at(&self->dst, last * ps));
+		if (mapped) {
+			EXPECT_EQ(-1, peer_check(&self->dst, DST, last, 1, 1, image));
+		}
+		seen[mapped ? image : 0]++;
+		/* What is beyond the ends was never written. */
+		EXPECT_EQ(0, image_at(&self->dst, 0));
+		EXPECT_EQ(0, image_at(&self->dst, KILL_PAGES * ps - 8));
+		/* The sources are as they were. */
+		ASSERT_EQ(-1, peer_check(&self->src, SRC, KILL_PAGES, 0, 1, 1));
+		ASSERT_EQ(-1, peer_check(&self->me, SRC, KILL_PAGES, 0, 1, 1));
+		/* And so are the books. */
+		ASSERT_EQ(0, mapping_sizes_kb(self->dst.pid, &sizes));
+		EXPECT_EQ(sizes, proc_status_kb(self->dst.pid, "VmSize"));
+	}
+	TH_LOG("%ld times unmapped, %ld the first image, %ld the second", seen[0], seen[1],
+	       seen[2]);
+}
+
+TEST_HARNESS_MAIN
