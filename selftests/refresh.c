@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * dput(2) over an older copy of the same memory, which may have changed on
+ * either side since. The kernel then replaces only the pages that differ; what
+ * comes out must be what copying all of it anew gives.
+ */
+
+#include "kselftest_harness.h"
+#include <linux/mman.h>
+#include <fcntl.h>
+#include "dput_util.h"
+
+#define THP	"/sys/kernel/mm/transparent_hugepage/"
+#define SRC	(ARENA + (1UL << 28))
+#define DST	(ARENA + (3UL << 28))
+
+/* More than a page table's worth, and not from its start. */
+#define SMALL_PAGES	700
+#define SMALL_OFFSET	300
+
+enum dir { PUT, GET, WITHIN, BETWEEN, FORKED };
+enum kind { SMALL, HUGE, FROM_FILE };
+
+FIXTURE(refresh)
+{
+	struct peer me, child, other;
+	struct peer *src, *dst;
+	unsigned long ps, s, d;
+	size_t npages, len;
+	char *a, *b;		/* room to compare in */
+};
+
+FIXTURE_VARIANT(refresh)
+{
+	enum dir dir;
+	enum kind kind;
+	/* Pages by which the destination is off from where it would line up */
+	int shift;
+};
+
+#define REFRESH_VARIANT(_dir, _kind, _shift)				\
+FIXTURE_VARIANT_ADD(refresh, _dir##_##_kind##_##_shift)			\
+{									\
+	.dir = _dir, .kind = _kind, .shift = _shift,			\
+}
+
+REFRESH_VARIANT(PUT, SMALL, 0);
+REFRESH_VARIANT(PUT, SMALL, 5);
+REFRESH_VARIANT(GET, SMALL, 5);
+REFRESH_VARIANT(WITHIN, SMALL, 0);
+REFRESH_VARIANT(WITHIN, SMALL, 5);
+REFRESH_VARIANT(BETWEEN, SMALL, 0);
+REFRESH_VARIANT(FORKED, SMALL, 0);
+REFRESH_VARIANT(PUT, HUGE, 0);
+REFRESH_VARIANT(PUT, HUGE, 5);
+REFRESH_VARIANT(GET, HUGE, 0);
+REFRESH_VARIANT(WITHIN, HUGE, 0);
+REFRESH_VARIANT(FORKED, HUGE, 0);
+REFRESH_VARIANT(PUT, FROM_FILE, 0);
+REFRESH_VARIANT(WITHIN, FROM_FILE, 5);
+
+static char pmd_enabled[128];
+
+static void __attribute__((constructor)) prepare(void)
+{
+	if (thp_size()) {
+		snprintf(pmd_enabled, sizeof(pmd_enabled),
+			 THP "hugepages-%zukB/enabled", thp_size() >> 10);
+		setting_save(THP "enabled");
+		setting_save(THP "defrag");
+		setting_save(THP "khugepaged/defrag");
+		setting_save(pmd_enabled);
+	}
+	cgroup_prepare();
+}
+
+struct file_arg {
+	unsigned long addr;
+	size_t len;
+};
+
+/* A private mapping of a memfd with something in it. */
+static long map_file(void *arg)
+{
+	struct file_arg *f = arg;
+	int fd = memfd_create("refresh", 0);
+	char *p;
+	long ret;
+
+	if (fd < 0 || ftruncate(fd, f->len))
+		return -1;
+	p = mmap(NULL, f->len, RW, MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		return -1;
+	pattern(p, f->len, 0, 7);
+	munmap(p, f->len);
+	p = mmap((void *)f->addr, f->len, RW, MAP_PRIVATE | MAP_FIXED_NOREPLACE, fd, 0);
+	ret = p == (void *)f->addr ? 0 : -1;
+	close(fd);
+	return ret;
+}
+
+static int again(FIXTURE_DATA(refresh) * self)
+{
+	return peer_dput(self->src, self->s, self->dst, self->d, self->len, 0);
+}
+
+/* Does the destination hold what the source does? */
+static bool same(struct __test_metadata *_metadata, FIXTURE_DATA(refresh) * self)
+{
+	size_t off, n;
+
+	for (off = 0; off < self->len; off += n) {
+		n = self->len - off < PEER_ARG_MAX / 2 ? self->len - off : PEER_ARG_MAX / 2;
+		if (peer_read(self->src, self->s + off, self->a, n) ||
+		    peer_read(self->dst, self->d + off, self->b, n)) {
+			TH_LOG("page %zu or one soon after it cannot be read",
+			       off / self->ps);
+			return false;
+		}
+		for (size_t i = 0; i < n; i += self->ps) {
+			if (memcmp(self->a + i, self->b + i, self->ps)) {
+				TH_LOG("page %zu differs", (off + i) / self->ps);
+				return false;
+			}
+		}
+	}
+	return true;
+}
+
+/* Neither side sees what the other one writes from now on. */
+static bool isolated(struct __test_metadata *_metadata, FIXTURE_DATA(refresh) * self)
+{
+	const size_t n = self->npages;
+
+	return !peer_stamp(self->src, self->s, n, 0, 3, 101) &&
+	       !peer_stamp(self->dst, self->d, n, 0, 3, 102) &&
+	       !peer_stamp(self->dst, self->d, n, 1, 3, 103) &&
+	       !peer_stamp(self->src, self->s, n, 1, 3, 104) &&
+	       peer_check(self->src, self->s, n, 0, 3, 101) == -1 &&
+	       peer_check(self->dst, self->d, n, 0, 3, 102) == -1 &&
+	       peer_check(self->dst, self->d, n, 1, 3, 103) == -1 &&
+	       peer_check(self->src, self->s, n, 1, 3, 104) == -1;
+}
+
+/* What follows each change: once more, and once more with nothing changed. */
+#define EXPECT_REFRESHED() do {						\
+	ASSERT_EQ(0, again(self)) TH_LOG("%s", strerror(errno));	\
+	ASSERT_TRUE(same(_metadata, self));				\
+	ASSERT_EQ(0, again(self));					\
+	ASSERT_TRUE(same(_metadata, self));				\
+	ASSERT_TRUE(isolated(_metadata, self));				\
+	ASSERT_EQ(0, again(self));					\
+	ASSERT_TRUE(same(_metadata, self));				\
+} while (0)
+
+FIXTURE_SETUP(refresh)
+{
+	struct file_arg file;
+	const char *reason;
+
+	if (!dput_supported())
+		SKIP(return, "no dput()");
+	reason = cgroup_enter();
+	if (reason)
+		SKIP(return, "%s", reason);
+	self->ps = page_size();
+	self->npages = SMALL_PAGES;
+	self->s = SRC + SMALL_OFFSET * self->ps;
+	self->d = DST + SMALL_OFFSET * self->ps;
+	if (variant->kind == HUGE) {
+		if (!thp_size())
+			SKIP(return, "no transparent huge pages");
+		if (setting_write(THP "enabled", "madvise"))
+			SKIP(return, "cannot change the settings of huge pages: needs root");
+		setting_write(THP "defrag", "always");
+		setting_write(THP "khugepaged/defrag", "0");
+		setting_write(pmd_enabled, "inherit");
+		self->npages = 2 * thp_size() / self->ps;
+		self->s = SRC;
+		self->d = DST;
+	}
+	self->len = self->npages * self->ps;
+	self->d += variant->shift * self->ps;
+	self->a = malloc(PEER_ARG_MAX);
+	self->b = malloc(PEER_ARG_MAX);
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->child));
+	ASSERT_EQ(0, peer_start(&self->other));
+
+	self->src = &self->me;
+	self->dst = &self->child;
+	if (variant->dir == GET) {
+		self->src = &self->child;
+		self->dst = &self->me;
+	} else if (variant->dir == WITHIN) {
+		self->dst = &self->me;
+	} else if (variant->dir == BETWEEN) {
+		self->src = &self->child;
+		self->dst = &self->other;
+	}
+
+	if (variant->kind == FROM_FILE) {
+		file.addr = self->s;
+		file.len = self->len;
+		ASSERT_EQ(0, peer_call(self->src, map_file, &file, sizeof(file)));
+		ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 2, 1));
+	} else {
+		ASSERT_EQ(0, peer_map(self->src, self->s, self->len, RW));
+		if (variant->kind == HUGE)
+			ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len,
+						  MADV_HUGEPAGE));
+		ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 1));
+	}
+	if (variant->dir == FORKED) {
+		/* What fork() makes is such a copy, too, at the same address. */
+		peer_stop(&self->child);
+		ASSERT_EQ(0, peer_fork(&self->me, &self->child));
+		self->d = self->s;
+	} else {
+		ASSERT_EQ(0, again(self));
+	}
+	ASSERT_TRUE(same(_metadata, self));
+}
+
+FIXTURE_TEARDOWN(refresh)
+{
+	peer_stop(&self->child);
+	peer_stop(&self->other);
+	munmap((void *)ARENA, ARENA_SIZE);
+	free(self->a);
+	free(self->b);
+}
+
+TEST_F(refresh, unchanged)
+{
+	EXPECT_REFRESHED();
+}
+
+TEST_F(refresh, destination_wrote)
+{
+	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 2, 7, 2));
+	EXPECT_REFRESHED();
+}
+
+TEST_F(refresh, source_wrote)
+{
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 2, 7, 2));
+	EXPECT_REFRESHED();
+}
+
+TEST_F(refresh, both_wrote)
+{
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 2, 7, 2));
+	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 2, 14, 3));
+	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 4, 7, 4));
+	EXPECT_REFRESHED();
+}
+
+/* The only owner of a page writes to it in place, and shares it again. */
+TEST_F(refresh, written_in_place)
+{
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 2));
+	ASSERT_EQ(0, again(self));
+	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 0, 1, 3));
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 5, 4));
+	EXPECT_REFRESHED();
+}
+
+TEST_F(refresh, source_dropped)
+{
+	ASSERT_EQ(0, peer_madvise(self->src, self->s + 5 * self->ps, 9 * self->ps,
+				  MADV_DONTNEED));
+	EXPECT_REFRESHED();
+}
+
+TEST_F(refresh, destination_dropped)
+{
+	ASSERT_EQ(0, peer_madvise(self->dst, self->d + 5 * self->ps, 9 * self->ps,
+				  MADV_DONTNEED));
+	EXPECT_REFRESHED();
+}
+
+/* Everything that is mapped there now goes, whatever it is. */
+TEST_F(refresh, destination_remapped)
+{
+	ASSERT_EQ(0, peer_munmap(self->dst, self->d + 3 * self->ps, self->ps));
+	ASSERT_EQ(0, peer_mprotect(self->dst, self->d + 6 * self->ps, self->ps,
+				   PROT_READ));
+	ASSERT_EQ(0, peer_munmap(self->dst, self->d + 8 * self->ps, self->ps));
+	ASSERT_EQ(0, peer_map(self->dst, self->d + 8 * self->ps, self->ps, RW));
+	ASSERT_EQ(0, peer_fill(self->dst, self->d + 8 * self->ps, self->ps, 9));
+	EXPECT_REFRESHED();
+}
+
+/* A page of another part of the source in a page's place. */
+TEST_F(refresh, source_moved)
+{
+	unsigned long elsewhere = SRC - (1UL << 27);
+
+	ASSERT_EQ(0, peer_mremap(self->src, self->s + 10 * self->ps, 4 * self->ps,
+				 elsewhere));
+	ASSERT_EQ(0, peer_mremap(self->src, self->s + 20 * self->ps, 4 * self->ps,
+				 self->s + 10 * self->ps));
+	ASSERT_EQ(0, peer_mremap(self->src, elsewhere, 4 * self->ps,
+				 self->s + 20 * self->ps));
+	EXPECT_REFRESHED();
+}
+
+TEST_F(refresh, guards)
+{
+	ASSERT_EQ(0, peer_madvise(self->dst, self->d + 4 * self->ps, 3 * self->ps,
+				  MADV_GUARD_INSTALL));
+	ASSERT_EQ(0, again(self));
+	ASSERT_TRUE(same(_metadata, self));
+	ASSERT_EQ(0, peer_madvise(self->src, self->s + 8 * self->ps, 3 * self->ps,
+				  MADV_GUARD_INSTALL));
+	ASSERT_EQ(0, again(self));
+	EXPECT_TRUE(peer_readable(self->dst, self->d + 7 * self->ps));
+	EXPECT_FALSE(peer_readable(self->dst, self->d + 8 * self->ps));
+	EXPECT_FALSE(peer_readable(self->dst, self->d + 10 * self->ps));
+	EXPECT_TRUE(peer_readable(self->dst, self->d + 11 * self->ps));
+	ASSERT_EQ(0, peer_madvise(self->src, self->s + 8 * self->ps, 3 * self->ps,
+				  MADV_GUARD_REMOVE));
+	EXPECT_REFRESHED();
+}
+
+TEST_F(refresh, swapped_out)
+{
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 2, 7, 2));
+	peer_madvise(self->src, self->s, self->len, MADV_PAGEOUT);
+	peer_madvise(self->dst, self->d, self->len, MADV_PAGEOUT);
+	ASSERT_EQ(0, again(self));
+	ASSERT_TRUE(same(_metadata, self));
+	cgroup_reclaim("16M");
+	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 3, 7, 3));
+	EXPECT_REFRESHED();
+}
+
+/*
+ * Pages that the source gives up belong to the copy as well, and must not be
+ * taken from it; also where it is fork() that made the copy.
+ */
+TEST_F(refresh, lazily_freed)
+{
+	if (variant->kind == FROM_FILE)
+		SKIP(return, "MADV_FREE is for anonymous memory");
+	ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
+	ASSERT_EQ(0, again(self));
+	/* If the source lost pages already, they are lost. */
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 5));
+	ASSERT_EQ(0, again(self));
+	ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
+	ASSERT_EQ(0, again(self));
+	cgroup_reclaim("16M");
+	ASSERT_EQ(-1, peer_check(self->dst, self->d, self->npages, 0, 1, 5));
+}
+
+/* A pinned page stays the source's. */
+TEST_F(refresh, pinned)
+{
+	unsigned long pfn, page = self->s + 6 * self->ps;
+	int ring;
+
+	if (self->src != &self->me)
+		SKIP(return, "it is the test that pins");
+	ring = pin_memory(page, 4 * self->ps);
+	ASSERT_LE(0, ring);
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 2));
+	pfn = proc_pfn(self->src->pid, page);
+	ASSERT_EQ(0, again(self));
+	ASSERT_TRUE(same(_metadata, self));
+	EXPECT_NE(pfn, proc_pfn(self->dst->pid, self->d + 6 * self->ps));
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 6, 1, 3));
+	EXPECT_EQ(pfn, proc_pfn(self->src->pid, page));
+	EXPECT_REFRESHED();
+	EXPECT_EQ(pfn, proc_pfn(self->src->pid, page));
+	close(ring);
+}
+
+/* One page at a time, with the others of the copy left alone. */
+TEST_F(refresh, page_by_page)
+{
+	unsigned long off;
+	size_t i;
+
+	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 0, 1, 2));
+	for (i = 0; i < self->npages; i += 50) {
+		off = i * self->ps;
+		ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, i,
+					self->npages, 3));
+		ASSERT_EQ(0, peer_dput(self->src, self->s + off, self->dst,
+				       self->d + off, self->ps, 0));
+		ASSERT_EQ(0, peer_dput(self->src, self->s + off, self->dst,
+				       self->d + off, self->ps, 0));
+		ASSERT_EQ(-1, peer_check(self->dst, self->d, self->npages, i,
+					 self->npages, 3));
+		/* The ones next to it. */
+		ASSERT_EQ(-1, !i ? -1 : peer_check(self->dst, self->d, i, i - 1, 1, 2));
+		ASSERT_EQ(-1, peer_check(self->dst, self->d, i + 50 < self->npages ?
+					 i + 50 : self->npages, i + 1, 1, 2));
+	}
+	ASSERT_TRUE(isolated(_metadata, self));
+	EXPECT_REFRESHED();
+}
+
+/* With ends that are copied as bytes, inside the older copy. */
+TEST_F(refresh, ragged)
+{
+	char want[3] = "abc", got[3];
+
+	ASSERT_EQ(0, peer_write(self->dst, self->d, want, 3));
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 1, 9, 2));
+	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 2, 9, 3));
+	for (int i = 0; i < 2; i++) {
+		ASSERT_EQ(0, peer_dput(self->src, self->s + 3, self->dst, self->d + 3,
+				       self->len - 6, 0));
+		ASSERT_EQ(0, peer_read(self->dst, self->d, got, 3));
+		ASSERT_EQ(0, memcmp(want, got, 3));
+	}
+	ASSERT_EQ(0, peer_read(self->src, self->s, got, 3));
+	ASSERT_EQ(0, peer_write(self->dst, self->d, got, 3));
+	ASSERT_TRUE(same(_metadata, self));
+	EXPECT_REFRESHED();
+}
+
+TEST_F(refresh, fork_of_copy)
+{
+	struct peer grandchild;
+
+	ASSERT_EQ(0, peer_fork(self->dst, &grandchild));
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 2, 7, 2));
+	ASSERT_EQ(0, again(self));
+	ASSERT_TRUE(same(_metadata, self));
+	ASSERT_EQ(-1, variant->kind == FROM_FILE ? -1 :
+		  peer_check(&grandchild, self->d, self->npages, 2, 7, 1));
+	if (self->dst == &self->me)
+		peer_stop(&grandchild);
+	else
+		peer_stop_child(self->dst, &grandchild);
+	EXPECT_REFRESHED();
+}
+
+/* A huge page that was written to on one side is one again afterwards. */
+TEST_F(refresh, huge_again)
+{
+	if (variant->kind != HUGE || variant->shift)
+		SKIP(return, "not about huge pages");
+	if (!is_huge(self->src->pid, self->s, self->len))
+		SKIP(return, "no huge pages to be had");
+	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 2, 7, 2));
+	ASSERT_EQ(0, again(self));
+	ASSERT_TRUE(same(_metadata, self));
+	EXPECT_TRUE(is_huge(self->src->pid, self->s, self->len));
+	EXPECT_TRUE(is_huge(self->dst->pid, self->d, self->len));
+}
+
+TEST_HARNESS_MAIN
