@@ -2,25 +2,34 @@
 # The work is done by the scripts in qemu/; each has --help.
 
 export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB BENCH
-export SENDER VERSION RFC BASE_COMMIT SINCE
+export SENDER VERSION RFC BASE_COMMIT SINCE BASE CONFIG_FILE
+
+# What make test-all runs: targets, with variables after colons.
+TEST_ALL := test check:BASE=newest analyze docs bench-compare bisect
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check shell sabotage apply export clean distclean
-.PHONY: bisect mbox series-diff
+.PHONY: bisect mbox series-diff analyze docs image deb test-all
 .PHONY: bench bench-compare bench-docs
 
 help:
 	@echo 'make run        build the kernel and run the demonstration in a guest'
 	@echo 'make test       every check and every selftest'
-	@echo 'make check      only the checks that need no guest'
+	@echo 'make check      only the checks that need no guest; with BASE=newest, BASE=SUITE or'
+	@echo '                BASE=PATH only: does the series apply to that Linux, too?'
+	@echo 'make test-all   test, and what does not fit into its time: $(TEST_ALL)'
 	@echo 'make shell      an interactive guest with the selftests, strace and the demo'
 	@echo 'make sabotage   break the kernel on purpose: which test notices?'
 	@echo 'make bisect     is the kernel sound after each patch in turn? FIRST=N LAST=N limit it'
+	@echo 'make analyze    what sparse, clang, coccinelle and others find that the base has not'
+	@echo "make docs       the kernel's documentation, built by sphinx"
 	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes]'
 	@echo 'make series-diff  what changed in the series: SINCE=TAG'
 	@echo 'make bench      what the call costs, and what else would do the same; BENCH=targets: only that'
 	@echo 'make bench-compare  is any instruction count 1 % above Documentation/bench/baseline.tsv?'
 	@echo 'make bench-docs  all of it, into Documentation/bench'
+	@echo 'make image      kernel, initramfs and a line to boot them, to take along: build/image'
+	@echo 'make deb        Debian packages of the kernel, for a real machine: [CONFIG_FILE=FILE]'
 	@echo 'make apply      put the series onto your own tree: KERNEL_SRC=DIR'
 	@echo 'make prepare    build/linux: Linux 7.3.y with the series'
 	@echo "make build      the kernel; make initramfs: the guest's files as well"
@@ -84,6 +93,21 @@ bench-compare: prepare
 bench-docs: prepare
 	@qemu/deps bench
 	@qemu/bench --docs
+
+analyze: prepare
+	@qemu/analyze
+
+docs: prepare
+	@qemu/docs
+
+image: initramfs
+	@qemu/image
+
+deb: prepare
+	@qemu/deb
+
+test-all: deps
+	@qemu/test-all $(TEST_ALL)
 
 apply:
 	@qemu/apply

@@ -32,7 +32,7 @@ unsigned long page_size(void)
 int sys_dput(int src_fd, unsigned long src, int dst_fd, unsigned long dst,
 	     size_t len, unsigned int flags)
 {
-	return syscall(__NR_dput, src_fd, src, dst_fd, dst, len, flags);
+	return dput(src_fd, (const void *)src, dst_fd, (void *)dst, len, flags);
 }
 
 int peer_dput(struct peer *src, unsigned long saddr, struct peer *dst,

@@ -10,17 +10,9 @@
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/types.h>
-#include <linux/dput.h>
 
-#ifndef __NR_dput
-#define __NR_dput		473
-#endif
-#ifndef PIDFD_SELF
-#define PIDFD_SELF		-10000
-#endif
-#ifndef PIDFD_SELF_PROCESS
-#define PIDFD_SELF_PROCESS	-10001
-#endif
+#include "dput.h"
+
 #ifndef __NR_memfd_secret
 #define __NR_memfd_secret	447
 #endif
