@@ -27,6 +27,7 @@ main(void)
         err(EXIT_FAILURE, "mmap, pipe or fork");
 
     if (pid == 0) {             /* The worker waits, then reads. */
+        close(fds[1]);
         if (read(fds[0], &go, 1) == 1)
             printf("worker, at %p: %s\n", place, place);
         exit(EXIT_SUCCESS);
