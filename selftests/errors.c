@@ -531,6 +531,85 @@ TEST_F(errors, eopnotsupp_droppable)
 	EXPECT_UNSUPPORTED(3);
 }
 
+static long op_comb(void *arg);
+
+/* Among many mappings it does not matter which one it is: nothing has begun. */
+TEST_F_TIMEOUT(errors, first_middle_last_of_many, 120)
+{
+	unsigned long nr = 300, ps = self->ps, src = ARENA + (1UL << 30), dst = src + (1UL << 28);
+	unsigned long arg[] = { src, nr }, at[] = { 0, nr / 2, nr - 1 };
+	int other = self->child.pidfd, i;
+
+	ASSERT_EQ(0, peer_call(&self->me, op_comb, arg, sizeof(arg)));
+	arg[0] = dst;
+	ASSERT_EQ(0, peer_call(&self->child, op_comb, arg, sizeof(arg)));
+	for (i = 0; i < 3; i++) {
+		unsigned long page = src + at[i] * ps;
+
+		ASSERT_EQ(0, peer_madvise(&self->me, page, ps, MADV_DONTFORK));
+		EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, src, other, dst, nr * ps, 0);
+		ASSERT_EQ(0, peer_madvise(&self->me, page, ps, MADV_DOFORK));
+		ASSERT_EQ(0, peer_mprotect(&self->me, page, ps, PROT_READ | PROT_EXEC));
+		EXPECT_ERR(EACCES, PIDFD_SELF, src, other, dst, nr * ps, 0);
+		ASSERT_EQ(0, peer_munmap(&self->me, page, ps));
+		EXPECT_ERR(EFAULT, PIDFD_SELF, src, other, dst, nr * ps, 0);
+		ASSERT_EQ(0, peer_map(&self->me, page, ps, RW));
+	}
+	/* What is sealed stays so. */
+	for (i = 3; i-- > 0;) {
+		if (peer_mseal(&self->child, dst + at[i] * ps, ps))
+			SKIP(return, "mseal: %s", strerror(errno));
+		EXPECT_ERR(EPERM, PIDFD_SELF, src, other, dst, nr * ps, 0);
+	}
+	EXPECT_OK(PIDFD_SELF, src + ps, other, dst + ps, (nr / 2 - 1) * ps, 0);
+}
+
+/* Ragged ends in memory that cannot be got hold of, though its flags permit it */
+static void expect_no_edge(struct __test_metadata *_metadata, FIXTURE_DATA(errors) *self,
+			   int page)
+{
+	unsigned long ps = self->ps, src = SRC + page * ps, dst = DST + page * ps;
+	int other = self->child.pidfd;
+
+	/* The page as the last one of the range, as the first one, and alone */
+	EXPECT_ERR(EFAULT, PIDFD_SELF, SRC, other, DST, page * ps + 8, 0);
+	EXPECT_ERR(EFAULT, PIDFD_SELF, src + 8, other, dst + 8, 2 * ps, 0);
+	EXPECT_ERR(EFAULT, PIDFD_SELF, src + 8, other, dst + 8, 8, DPUT_HOLES);
+	/* And as the destination */
+	EXPECT_ERR(EFAULT, other, SRC, PIDFD_SELF, SRC, page * ps + 8, 0);
+	EXPECT_ERR(EFAULT, other, src + 8, PIDFD_SELF, src + 8, 2 * ps, 0);
+	EXPECT_ERR(EFAULT, other, src + 8, PIDFD_SELF, src + 8, 8, 0);
+}
+
+TEST_F(errors, efault_partial_guard_region)
+{
+	if (madvise((void *)SRC + 3 * self->ps, self->ps, MADV_GUARD_INSTALL))
+		SKIP(return, "MADV_GUARD_INSTALL: %s", strerror(errno));
+	expect_no_edge(_metadata, self, 3);
+}
+
+TEST_F(errors, efault_partial_beyond_file)
+{
+	unsigned long addr = SRC + 3 * self->ps;
+	int fd = memfd_create("dput", 0);
+
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(addr, peer_mmap(&self->me, addr, self->ps, RW, MAP_PRIVATE | MAP_FIXED, fd));
+	expect_no_edge(_metadata, self, 3);
+}
+
+TEST_F(errors, efault_partial_secretmem)
+{
+	unsigned long addr = SRC + 3 * self->ps;
+	int fd = syscall(__NR_memfd_secret, 0);
+
+	if (fd < 0)
+		SKIP(return, "memfd_secret: %s", strerror(errno));
+	ASSERT_EQ(0, ftruncate(fd, self->ps));
+	ASSERT_EQ(addr, peer_mmap(&self->me, addr, self->ps, RW, MAP_SHARED | MAP_FIXED, fd));
+	expect_no_edge(_metadata, self, 3);
+}
+
 TEST_F(errors, eopnotsupp_secretmem)
 {
 	unsigned long addr = SRC + 3 * self->ps;

@@ -12,14 +12,30 @@ static const char * const caches[] = { "anon_vma", "anon_vma_chain", "vm_area_st
 
 #define NR_CACHES	3
 
-/* DPUT_ITERATIONS in the environment makes the tests longer or shorter. */
-static long iterations(void)
+/*
+ * DPUT_ITERATIONS in the environment makes the tests longer or shorter. What
+ * would show in 100,000 rounds shows in 1,000: a bound is a part of their number.
+ */
+static long iterations(long def)
 {
 	char *s = getenv("DPUT_ITERATIONS");
 	long n = s ? atol(s) : 0;
 
-	return n > 0 ? n : 2000;
+	return n > 0 ? n : def;
 }
+
+#define ROUNDS		1000
+#define MAX_PAGES	10000L
+
+static long pages(long def)
+{
+	long n = iterations(def);
+
+	return n < MAX_PAGES ? n : MAX_PAGES;
+}
+
+/* Enough for 100,000 on a slow machine */
+#define SECONDS		3600
 
 /* Objects in use of a slab cache, or -1 */
 static long cache_objects(const char *name)
@@ -115,7 +131,7 @@ FIXTURE_SETUP(growth)
 	self->ps = page_size();
 	self->npages = 16;
 	self->len = self->npages * self->ps;
-	self->n = iterations();
+	self->n = iterations(ROUNDS);
 	peer_self(&self->me);
 	ASSERT_EQ(0, peer_start(&self->a));
 	ASSERT_EQ(0, peer_start(&self->b));
@@ -137,18 +153,34 @@ struct hop {
 	unsigned long addr;
 };
 
+/* How many of three processes have now another number of mappings? */
+static int count_vmas(FIXTURE_DATA(growth) *self, int *vmas)
+{
+	struct peer *p[] = { &self->me, &self->a, &self->b };
+	int i, now, changed = 0;
+
+	for (i = 0; i < 3; i++) {
+		now = proc_count_vmas(p[i]->pid, 0, -1);
+		changed += now != vmas[i];
+		vmas[i] = now;
+	}
+	return changed;
+}
+
 /* Hand a region round from place to place. */
 static void go_round(struct __test_metadata *_metadata, FIXTURE_DATA(growth) * self,
 		     bool write, struct hop *hops, int nr)
 {
+	int k, vmas[3] = {};
 	size_t page;
 	long i;
-	int k;
 
 	for (i = -50; i < self->n; i++) {
 		/* Some rounds to warm up */
-		if (!i)
+		if (!i) {
 			caches_read(self->before);
+			count_vmas(self, vmas);
+		}
 		for (k = 0; k < nr; k++) {
 			struct hop *from = &hops[k], *to = &hops[(k + 1) % nr];
 
@@ -165,17 +197,18 @@ static void go_round(struct __test_metadata *_metadata, FIXTURE_DATA(growth) * s
 		EXPECT_EQ(1, proc_count_vmas(hops[k].p->pid, hops[k].addr,
 					     hops[k].addr + self->len));
 	}
+	EXPECT_EQ(0, count_vmas(self, vmas));
 	caches_check(_metadata, self->before, LIMIT);
 }
 
-TEST_F_TIMEOUT(growth, ping_pong, 120)
+TEST_F_TIMEOUT(growth, ping_pong, SECONDS)
 {
 	struct hop hops[] = { { &self->me, AT(0) }, { &self->a, AT(1) } };
 
 	go_round(_metadata, self, variant->write, hops, 2);
 }
 
-TEST_F_TIMEOUT(growth, ring, 120)
+TEST_F_TIMEOUT(growth, ring, SECONDS)
 {
 	struct hop hops[] = {
 		{ &self->me, AT(0) }, { &self->a, AT(1) }, { &self->b, AT(2) },
@@ -184,14 +217,14 @@ TEST_F_TIMEOUT(growth, ring, 120)
 	go_round(_metadata, self, variant->write, hops, 3);
 }
 
-TEST_F_TIMEOUT(growth, within, 120)
+TEST_F_TIMEOUT(growth, within, SECONDS)
 {
 	struct hop hops[] = { { &self->me, AT(0) }, { &self->me, AT(1) } };
 
 	go_round(_metadata, self, variant->write, hops, 2);
 }
 
-TEST_F_TIMEOUT(growth, through_another, 120)
+TEST_F_TIMEOUT(growth, through_another, SECONDS)
 {
 	struct hop hops[] = {
 		{ &self->me, AT(0) }, { &self->a, AT(1) }, { &self->me, AT(2) },
@@ -202,7 +235,7 @@ TEST_F_TIMEOUT(growth, through_another, 120)
 }
 
 /* The same source again and again, as a process that restores a snapshot does */
-TEST_F_TIMEOUT(growth, restore, 120)
+TEST_F_TIMEOUT(growth, restore, SECONDS)
 {
 	long i;
 
@@ -218,12 +251,13 @@ TEST_F_TIMEOUT(growth, restore, 120)
 }
 
 /* Page 0 to page 1, that to page 2, and so on: each is a copy of a copy. */
-TEST_F_TIMEOUT(growth, page_after_page, 120)
+TEST_F_TIMEOUT(growth, page_after_page, SECONDS)
 {
 	unsigned long addr = AT(4);
 	uint64_t want, got;
 	long i;
 
+	self->n = pages(ROUNDS);
 	ASSERT_EQ(0, peer_map(&self->me, addr, (self->n + 1) * self->ps, RW));
 	ASSERT_EQ(0, peer_stamp(&self->me, addr, 1, 0, 1, 1));
 	ASSERT_EQ(0, peer_read(&self->me, addr, &want, 8));
@@ -245,6 +279,43 @@ TEST_F_TIMEOUT(growth, page_after_page, 120)
 	caches_check(_metadata, self->before, LIMIT);
 }
 
+/*
+ * Copies of copies that go to and fro and are all kept: each has one link more
+ * than the one before. There is an end to this, and it changes nothing.
+ */
+TEST_F_TIMEOUT(growth, all_kept, SECONDS)
+{
+	struct peer *p[] = { &self->me, &self->a };
+	struct snapshot before[2];
+	long i, max = 2000;
+
+	ASSERT_EQ(0, peer_dput(&self->me, AT(0), &self->a, AT(5), self->len, 0));
+	for (i = 0; i < max; i++) {
+		unsigned long from = AT(5) + i * 2 * self->len, to = from + 2 * self->len;
+
+		if (peer_dput(p[(i + 1) % 2], from, p[i % 2], to, self->len, 0))
+			break;
+		if (variant->write)
+			ASSERT_EQ(0, peer_stamp(p[i % 2], to, 2, 1, 1, 1));
+	}
+	TH_LOG("%ld copies of copies", i);
+	ASSERT_LT(i, max);
+	EXPECT_EQ(ENOMEM, errno);
+	EXPECT_LT(100, i);
+	ASSERT_EQ(0, snapshot_take(&before[0], p[0]));
+	ASSERT_EQ(0, snapshot_take(&before[1], p[1]));
+	EXPECT_EQ(-1, peer_dput(p[(i + 1) % 2], AT(5) + i * 2 * self->len, p[i % 2],
+				AT(1), self->len, 0));
+	EXPECT_EQ(ENOMEM, errno);
+	EXPECT_TRUE(snapshot_same(&before[0], p[0]));
+	EXPECT_TRUE(snapshot_same(&before[1], p[1]));
+	/* All of them are right, and what is not as deep can be copied. */
+	EXPECT_EQ(-1, peer_check(p[(i + 1) % 2], AT(5) + i * 2 * self->len, self->npages,
+				 0, 1, 1));
+	EXPECT_EQ(0, peer_dput(&self->me, AT(0), &self->a, AT(1), self->len, 0));
+	EXPECT_EQ(-1, peer_check(&self->a, AT(1), self->npages, 0, 1, 1));
+}
+
 /* Neighbours that are copied one by one are one mapping. */
 
 FIXTURE(neighbours)
@@ -259,10 +330,11 @@ FIXTURE_VARIANT(neighbours)
 {
 	bool src_child, dst_child;
 	bool untouched;		/* the source has no pages yet */
+	long pages;		/* if not a few */
 };
 
 FIXTURE_VARIANT_ADD(neighbours, within) {};
-FIXTURE_VARIANT_ADD(neighbours, put) { .dst_child = true };
+FIXTURE_VARIANT_ADD(neighbours, put) { .dst_child = true, .pages = MAX_PAGES };
 FIXTURE_VARIANT_ADD(neighbours, get) { .src_child = true };
 FIXTURE_VARIANT_ADD(neighbours, within_untouched) { .untouched = true };
 FIXTURE_VARIANT_ADD(neighbours, put_untouched) { .dst_child = true, .untouched = true };
@@ -272,7 +344,7 @@ FIXTURE_SETUP(neighbours)
 	if (!dput_supported())
 		SKIP(return, "dput() is not supported");
 	self->ps = page_size();
-	self->n = iterations();
+	self->n = pages(variant->pages ?: 500);
 	peer_self(&self->me);
 	ASSERT_EQ(0, peer_start(&self->a));
 	self->src = variant->src_child ? &self->a : &self->me;
@@ -315,7 +387,7 @@ static void check_neighbours(struct __test_metadata *_metadata,
 			       AT(1) + (_i) * self->ps, self->ps, 0))		\
 		TH_LOG("page %ld: %s", (long)(_i), strerror(errno))
 
-TEST_F_TIMEOUT(neighbours, in_order, 120)
+TEST_F_TIMEOUT(neighbours, in_order, SECONDS)
 {
 	long i;
 
@@ -324,7 +396,7 @@ TEST_F_TIMEOUT(neighbours, in_order, 120)
 	check_neighbours(_metadata, self, variant->untouched, true);
 }
 
-TEST_F_TIMEOUT(neighbours, backwards, 120)
+TEST_F_TIMEOUT(neighbours, backwards, SECONDS)
 {
 	long i;
 
@@ -337,7 +409,7 @@ TEST_F_TIMEOUT(neighbours, backwards, 120)
  * The even ones first, and the odd ones into the holes between them. How many
  * of them can merge then is not promised.
  */
-TEST_F_TIMEOUT(neighbours, interleaved, 120)
+TEST_F_TIMEOUT(neighbours, interleaved, SECONDS)
 {
 	long i;
 
@@ -349,7 +421,7 @@ TEST_F_TIMEOUT(neighbours, interleaved, 120)
 }
 
 /* Over a mapping that is there already, whose rest gets ever smaller */
-TEST_F_TIMEOUT(neighbours, over_old_mapping, 120)
+TEST_F_TIMEOUT(neighbours, over_old_mapping, SECONDS)
 {
 	long i;
 
