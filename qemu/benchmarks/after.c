@@ -2,7 +2,7 @@
 /* What follows a copy: the first writes, and the memory it takes. */
 #include "bench.h"
 
-#define SIZE	(64 * MIB)
+#define SIZE	region(64 * MIB)
 
 static void *fresh_touched(enum kind kind, size_t len)
 {
@@ -74,7 +74,7 @@ static void totals(enum kind kind)
 	for (round = 0; round < (exact ? 1 : 5); round++) {
 		void *src = fresh_touched(kind, SIZE);
 
-		for (i = 0; i < 5; i++) {
+		for (i = 0; i < ARRAY_SIZE(percent); i++) {
 			unsigned int x = percent[i];
 			size_t step = x ? 100 / x * PAGE : 0;
 			unsigned long dst = fresh_dst();
@@ -127,7 +127,7 @@ static long meminfo(const char *name)
 	long kib = -1;
 
 	if (!f)
-		err(2, "/proc/meminfo");
+		err(2, "cannot read how much memory there is");
 	while (fgets(line, sizeof(line), f))
 		if (!strncmp(line, name, strlen(name)))
 			kib = strtol(line + strlen(name), NULL, 10);
@@ -163,13 +163,13 @@ static void note(const char *what, enum kind kind, struct taken since)
 	for (i = 0; i < 3; i++) {
 		snprintf(series, sizeof(series), "%s-%s-%s", kind_name[kind],
 			 what, name[i]);
-		sample(series, 256 * MIB, "KiB", value[i] < 0 ? 0 : value[i]);
+		sample(series, region(256 * MIB), "KiB", value[i] < 0 ? 0 : value[i]);
 	}
 }
 
 static void memory(void)
 {
-	const size_t len = 256 * MIB;
+	const size_t len = region(256 * MIB);
 	enum kind kind;
 
 	if (base_only)

@@ -2,11 +2,12 @@
 /*
  * What dput(2) costs, and what else does the same work.
  *
- *	bench [--exact] [--base] [--profile SERIES] [GROUP|CASE]...
+ *	bench [--exact] [--base] [--most MIB] [--profile SERIES] [GROUP|CASE]...
  *
  * --exact says that the guest's clock counts instructions (QEMU's icount, one
  * CPU); otherwise figures are nanoseconds of the wall clock. --base leaves out
- * all that needs dput(), for a kernel without it. --profile marks the stretches
+ * all that needs dput(), for a kernel without it. --most limits the regions, for a
+ * quick look; the targets are not affected. --profile marks the stretches
  * that make up SERIES for qemu/benchmarks/profile.c.
  *
  * Prints a line for each figure, fields divided by tabs:
@@ -122,6 +123,8 @@ int main(int argc, char **argv)
 			exact = true;
 		else if (!strcmp(*argv, "--base"))
 			base_only = true;
+		else if (!strcmp(*argv, "--most") && argv[1])
+			most = strtoul(*++argv, NULL, 10) * MIB;
 		else if (!strcmp(*argv, "--profile") && argv[1])
 			profiled = *++argv;
 		else
@@ -132,11 +135,10 @@ int main(int argc, char **argv)
 	if (sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param))
 		err(2, "sched_setscheduler");
 
-	for (i = 0; i < sizeof(groups) / sizeof(groups[0]); i++) {
+	for (i = 0; i < ARRAY_SIZE(groups); i++) {
 		for (b = groups[i]; b->name; b++) {
 			uint64_t start = now();
 
-			/* Targets are about the exact mode. */
 			if (!selected(b, argv))
 				continue;
 			b->run();

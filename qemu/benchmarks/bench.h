@@ -23,6 +23,8 @@
 #define PIDFD_SELF	(-10000)
 #endif
 
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
+
 #define PAGE		4096UL
 #define KIB		(1UL << 10)
 #define MIB		(1UL << 20)
@@ -33,6 +35,7 @@
 /* ---- Figures ---- */
 
 extern bool exact;			/* the clock counts instructions */
+extern size_t most;			/* no region is larger; 0: as large as it goes */
 
 uint64_t now(void);
 /* A measured stretch; what --profile names is what the profile covers. */
@@ -110,6 +113,12 @@ struct bench {
 };
 
 extern bool base_only;			/* the kernel has no dput() */
+/* The size of a region that should be so large. */
+static inline size_t region(size_t len)
+{
+	return most && len > most ? most : len;
+}
+
 extern const struct bench target_cases[], copy_cases[], after_cases[],
 			  growth_cases[], side_cases[], real_cases[];
 

@@ -8,8 +8,6 @@ static const size_t sizes[] = {
 	1, 4 * KIB, 64 * KIB, MIB, 16 * MIB, 256 * MIB, GIB
 };
 
-#define NR_SIZES	(sizeof(sizes) / sizeof(sizes[0]))
-
 static int rounds(size_t len)
 {
 	if (len >= 256 * MIB)
@@ -113,8 +111,8 @@ static void copy(enum kind kind, size_t from, size_t shift, bool others)
 	if (base_only)
 		return;
 	set_mthp(kind == MTHP);
-	for (i = 0; i < NR_SIZES; i++) {
-		if (sizes[i] < from)
+	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+		if (sizes[i] < from || region(sizes[i]) < sizes[i])
 			continue;
 		for (round = 0; round < rounds(sizes[i]); round++) {
 			dput_round(kind, sizes[i], shift);
@@ -183,12 +181,13 @@ static void copy_states(void)
 	};
 	const size_t len = 16 * MIB;
 	enum state state;
-	char series[64];
+	char series[64], with[64];
 	int round;
 
 	if (base_only)
 		return;
-	if (system("echo 64M > /sys/block/zram0/disksize && mkswap /dev/zram0 > /dev/null && swapon /dev/zram0"))
+	if (system("echo 64M > /sys/block/zram0/disksize && "
+		   "mkswap /dev/zram0 > /dev/null && swapon /dev/zram0"))
 		errx(2, "cannot set up swap");
 	for (round = 0; round < rounds(len); round++) {
 		for (state = ANON; state <= SWAPPED; state++) {
@@ -204,8 +203,6 @@ static void copy_states(void)
 			src = map_state(state, len);
 			snprintf(series, sizeof(series), "%s-fork-without",
 				 name[state]);
-			char with[64];
-
 			snprintf(with, sizeof(with), "%s-fork-with", name[state]);
 			fork_share(series, with, len, src, len);
 

@@ -30,7 +30,7 @@ static void vmas_in_range(void)
 	if (base_only)
 		return;
 	for (round = 0; round < rounds(); round++) {
-		for (i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+		for (i = 0; i < ARRAY_SIZE(counts); i++) {
 			unsigned long dst = fresh_dst();
 			void *src = fresh_src();
 
@@ -56,7 +56,7 @@ static void vmas_elsewhere(void)
 	if (base_only)
 		return;
 	for (round = 0; round < rounds(); round++) {
-		for (i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+		for (i = 0; i < ARRAY_SIZE(counts); i++) {
 			size_t len = counts[i] * PAGE;
 			void *src = map(fresh_src(), SIZE, SMALL);
 			unsigned long dst = fresh_dst();
@@ -95,7 +95,7 @@ static void sharers(void)
 	for (i = 0; i < 64; i++)
 		peer_start(&others[i]);
 	for (round = 0; round < rounds(); round++) {
-		for (i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+		for (i = 0; i < ARRAY_SIZE(counts); i++) {
 			void *src = map(fresh_src(), SIZE, SMALL);
 			unsigned long dst = fresh_dst();
 

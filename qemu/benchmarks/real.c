@@ -120,7 +120,10 @@ static void after_snapshot(const char *how, size_t len)
 	unsigned int i;
 
 	snprintf(series, sizeof(series), "%s-10000-updates", how);
-	MEASURE(series, len, for (i = 0; i < 10000; i++) set(next_key(), i));
+	MEASURE(series, len, {
+		for (i = 0; i < 10000; i++)
+			set(next_key(), i);
+	});
 }
 
 static void snapshot_fork(size_t len)
@@ -180,14 +183,15 @@ static void snapshot_dput(size_t len, bool again)
 
 static void real_store(void)
 {
-	const size_t len = exact ? 256 * MIB : GIB;
+	const size_t len = region(exact ? 256 * MIB : GIB);
 	const struct sched_param other = { .sched_priority = 0 };
 	const struct sched_param fifo = { .sched_priority = 50 };
 	uint64_t key, start;
 	int round;
 
 	store = map(fresh_src(), len, SMALL);
-	entries = len / ENTRY;
+	for (entries = 1; entries <= len / ENTRY / 2; entries *= 2)
+		;
 	for (key = 1; key <= entries / 2; key++)
 		set(key, key);
 	if (!exact && sched_setscheduler(0, SCHED_OTHER, &other))
@@ -301,7 +305,7 @@ static void real_wasm(void)
 	dput_self(instance, template, len);
 	memcpy(copied, template, len);
 
-	for (i = 0; i < sizeof(written) / sizeof(written[0]); i++) {
+	for (i = 0; i < ARRAY_SIZE(written); i++) {
 		unsigned int nr = written[i];
 
 		run(instance, len, nr);
@@ -348,7 +352,7 @@ static void real_fuzz(void)
 		return;
 	touch(src, len, PAGE);
 	dput_to(&peer, dst, src, len);
-	for (i = 0; i < sizeof(written) / sizeof(written[0]); i++) {
+	for (i = 0; i < ARRAY_SIZE(written); i++) {
 		unsigned int nr = written[i];
 
 		peer_do(&peer, P_TOUCH, dst, len, spread(len, nr));

@@ -14,6 +14,7 @@
 #include <x86intrin.h>
 
 bool exact;
+size_t most;
 const char *const kind_name[] = { "4k", "64k", "thp" };
 
 /*
