@@ -9,7 +9,7 @@ TEST_ALL := test check:BASE=newest analyze docs bench-compare bisect
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check shell sabotage apply export clean distclean
-.PHONY: bisect mbox series-diff analyze docs image deb test-all
+.PHONY: bisect mbox series-diff analyze docs image deb test-all stress
 .PHONY: bench bench-compare bench-docs
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make test-all   test, and what does not fit into its time: $(TEST_ALL)'
 	@echo 'make shell      an interactive guest with the selftests, strace and the demo'
 	@echo 'make sabotage   break the kernel on purpose: which test notices?'
+	@echo 'make stress     random operations and races with new seeds: SECONDS=N (3600) SEED=N'
 	@echo 'make bisect     is the kernel sound after each patch in turn? FIRST=N LAST=N limit it'
 	@echo 'make analyze    what sparse, clang, coccinelle and others find that the base has not'
 	@echo "make docs       the kernel's documentation, built by sphinx"
@@ -108,6 +109,10 @@ deb: prepare
 
 test-all: deps
 	@qemu/test-all $(TEST_ALL)
+
+# SECONDS is bash's own.
+stress: initramfs
+	@SECONDS_TO_RUN="$(SECONDS)" SEED="$(SEED)" ROUNDS="$(ROUNDS)" qemu/stress
 
 apply:
 	@qemu/apply

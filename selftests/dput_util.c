@@ -15,7 +15,9 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <linux/io_uring.h>
@@ -87,6 +89,17 @@ static void access_init(void)
 #define access_begin()	({ access_init(); access_armed = 1;	\
 			   sigsetjmp(access_env, 0); })
 #define access_end()	(access_armed = 0)
+
+bool access_run(void (*fn)(void *arg), void *arg)
+{
+	if (access_begin()) {
+		access_end();
+		return false;
+	}
+	fn(arg);
+	access_end();
+	return true;
+}
 
 /* Processes */
 
@@ -1124,6 +1137,119 @@ static void __attribute__((destructor)) cgroup_remove(void)
 		umount2(cgroup_root, MNT_DETACH);
 		rmdir(cgroup_root);
 	}
+}
+
+/* A swap device, of zram, with a node of its own */
+
+#define ZRAM		"/sys/class/zram-control/"
+#define DISK_SIZE	(256UL << 20)
+
+#ifndef SWAP_FLAG_PREFER
+#define SWAP_FLAG_PREFER	0x8000
+#endif
+
+static const char *swap_error = "no swap device was made";
+static char swap_path[64];
+static int zram = -1;
+static bool zram_added;
+static pid_t swap_owner;
+
+static int zram_write(const char *file, const char *val)
+{
+	char path[96];
+
+	snprintf(path, sizeof(path), "/sys/block/zram%d/%s", zram, file);
+	return setting_write(path, val);
+}
+
+static const char *swap_header(void)
+{
+	unsigned long ps = page_size();
+	char *page = calloc(1, ps);
+	unsigned int *info = (unsigned int *)(page + 1024);
+	const char *ret = NULL;
+	int fd;
+
+	info[0] = 1;			/* version */
+	info[1] = DISK_SIZE / ps - 1;	/* last page */
+	memcpy(page + ps - 10, "SWAPSPACE2", 10);
+	fd = open(swap_path, O_WRONLY);
+	if (fd < 0 || write(fd, page, ps) != (ssize_t)ps || fsync(fd))
+		ret = "cannot write to the zram device";
+	if (fd >= 0)
+		close(fd);
+	free(page);
+	return ret;
+}
+
+static const char *swap_make(void)
+{
+	unsigned int major, minor;
+	char buf[64], path[64];
+
+	if (geteuid())
+		return "needs root";
+	if (!setting_read(ZRAM "hot_add", buf, sizeof(buf))) {
+		zram = atoi(buf);
+		zram_added = true;
+	} else {
+		if (setting_read("/sys/block/zram0/disksize", buf, sizeof(buf)))
+			return "no zram";
+		if (atol(buf))
+			return "zram0 is in use";
+		zram = 0;
+	}
+	snprintf(path, sizeof(path), "/sys/block/zram%d/dev", zram);
+	if (setting_read(path, buf, sizeof(buf)) ||
+	    sscanf(buf, "%u:%u", &major, &minor) != 2)
+		return "the zram device has no number";
+	mkdir("/tmp", 01777);
+	snprintf(swap_path, sizeof(swap_path), "/tmp/dput-swap-%d", getpid());
+	if (mknod(swap_path, S_IFBLK | 0600, makedev(major, minor)))
+		return "cannot make a device node";
+	snprintf(buf, sizeof(buf), "%lu", DISK_SIZE);
+	if (zram_write("disksize", buf))
+		return "cannot set the size of the zram device";
+	return swap_header();
+}
+
+void swap_prepare(void)
+{
+	swap_owner = getpid();
+	swap_error = swap_make();
+}
+
+const char *swap_missing(void)
+{
+	return swap_error;
+}
+
+static void __attribute__((destructor)) swap_remove(void)
+{
+	char buf[16];
+
+	if (getpid() != swap_owner)
+		return;
+	if (swap_path[0]) {
+		swapoff(swap_path);
+		unlink(swap_path);
+	}
+	if (zram < 0)
+		return;
+	zram_write("reset", "1");
+	snprintf(buf, sizeof(buf), "%d", zram);
+	if (zram_added)
+		setting_write(ZRAM "hot_remove", buf);
+}
+
+int swap_on(void)
+{
+	return swapon(swap_path, SWAP_FLAG_PREFER | 0x7fff);
+}
+
+int swap_off(void)
+{
+	return swapoff(swap_path);
 }
 
 size_t thp_size(void)

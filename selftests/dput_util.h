@@ -102,6 +102,8 @@ long peer_mremap(struct peer *p, unsigned long from, size_t len,
 		 unsigned long to);
 long peer_setuid(struct peer *p, uid_t uid);
 
+/* Run fn(arg) in this process; false if a fault has put an end to it. */
+bool access_run(void (*fn)(void *arg), void *arg);
 /* Accesses by loads and stores of @p itself; EFAULT where that would fault. */
 long peer_read(struct peer *p, unsigned long addr, void *buf, size_t len);
 long peer_write(struct peer *p, unsigned long addr, const void *buf,
@@ -176,6 +178,15 @@ int cgroup_move(const char *dir, pid_t pid);
 int cgroup_write(const char *dir, const char *file, const char *val);
 /* A number in a file of the cgroup: the one after @key, if that is not NULL */
 long cgroup_number(const char *dir, const char *file, const char *key);
+
+/*
+ * A swap device of the test's own, made in a constructor and not used until
+ * swap_on(). NULL, or why there is none.
+ */
+void swap_prepare(void);
+const char *swap_missing(void);
+int swap_on(void);
+int swap_off(void);
 
 size_t thp_size(void);
 bool is_huge(pid_t pid, unsigned long addr, size_t len);

@@ -2,96 +2,20 @@
 /* Copies of memory that is swapped out, and memory that is swapped out as a copy. */
 
 #include "kselftest_harness.h"
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/swap.h>
-#include <sys/sysmacros.h>
 #include "dput_util.h"
 
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
-#define ZRAM		"/sys/class/zram-control/"
-#define DISK_SIZE	(256UL << 20)
-
-#ifndef SWAP_FLAG_PREFER
-#define SWAP_FLAG_PREFER	0x8000
-#endif
 
 #define AT(_n)		(ARENA + (_n) * ((1UL << 28) + 5 * page_size()))
 #define MTHP_SIZE	(64UL << 10)
 
-/* A zram device of the test's own, with a node of its own */
-static const char *swap_error = "no swap device was made";
-static char swap_path[64];
-static int zram = -1;
-static bool zram_added;
-static pid_t swap_owner;
 static char pmd_enabled[128];
 static const char mthp_enabled[] = THP "hugepages-64kB/enabled";
 
-static int zram_write(const char *file, const char *val)
-{
-	char path[96];
-
-	snprintf(path, sizeof(path), "/sys/block/zram%d/%s", zram, file);
-	return setting_write(path, val);
-}
-
-static const char *swap_header(void)
-{
-	unsigned long ps = page_size();
-	char *page = calloc(1, ps);
-	unsigned int *info = (unsigned int *)(page + 1024);
-	const char *ret = NULL;
-	int fd;
-
-	info[0] = 1;			/* version */
-	info[1] = DISK_SIZE / ps - 1;	/* last page */
-	memcpy(page + ps - 10, "SWAPSPACE2", 10);
-	fd = open(swap_path, O_WRONLY);
-	if (fd < 0 || write(fd, page, ps) != (ssize_t)ps || fsync(fd))
-		ret = "cannot write to the zram device";
-	if (fd >= 0)
-		close(fd);
-	free(page);
-	return ret;
-}
-
-static const char *swap_make(void)
-{
-	unsigned int major, minor;
-	char buf[64], path[64];
-
-	if (geteuid())
-		return "needs root";
-	if (!setting_read(ZRAM "hot_add", buf, sizeof(buf))) {
-		zram = atoi(buf);
-		zram_added = true;
-	} else {
-		if (setting_read("/sys/block/zram0/disksize", buf, sizeof(buf)))
-			return "no zram";
-		if (atol(buf))
-			return "zram0 is in use";
-		zram = 0;
-	}
-	snprintf(path, sizeof(path), "/sys/block/zram%d/dev", zram);
-	if (setting_read(path, buf, sizeof(buf)) ||
-	    sscanf(buf, "%u:%u", &major, &minor) != 2)
-		return "the zram device has no number";
-	mkdir("/tmp", 01777);
-	snprintf(swap_path, sizeof(swap_path), "/tmp/dput-swap-%d", getpid());
-	if (mknod(swap_path, S_IFBLK | 0600, makedev(major, minor)))
-		return "cannot make a device node";
-	snprintf(buf, sizeof(buf), "%lu", DISK_SIZE);
-	if (zram_write("disksize", buf))
-		return "cannot set the size of the zram device";
-	return swap_header();
-}
-
 static void __attribute__((constructor)) prepare(void)
 {
-	swap_owner = getpid();
 	if (dput_supported())
-		swap_error = swap_make();
+		swap_prepare();
 	cgroup_prepare();
 	setting_save("/proc/sys/vm/page-cluster");
 	if (!thp_size())
@@ -102,29 +26,6 @@ static void __attribute__((constructor)) prepare(void)
 	setting_save(THP "khugepaged/defrag");
 	setting_save(pmd_enabled);
 	setting_save(mthp_enabled);
-}
-
-static void __attribute__((destructor)) cleanup(void)
-{
-	char buf[16];
-
-	if (getpid() != swap_owner)
-		return;
-	if (swap_path[0]) {
-		swapoff(swap_path);
-		unlink(swap_path);
-	}
-	if (zram < 0)
-		return;
-	zram_write("reset", "1");
-	snprintf(buf, sizeof(buf), "%d", zram);
-	if (zram_added)
-		setting_write(ZRAM "hot_remove", buf);
-}
-
-static int swap_on(void)
-{
-	return swapon(swap_path, SWAP_FLAG_PREFER | 0x7fff);
 }
 
 enum kind { SMALL, MTHP, PMD };
@@ -177,7 +78,7 @@ FIXTURE_SETUP(swap)
 
 	if (!dput_supported())
 		SKIP(return, "dput() is not supported");
-	reason = swap_error;
+	reason = swap_missing();
 	if (!reason)
 		reason = cgroup_enter();
 	if (!reason)
@@ -200,13 +101,13 @@ FIXTURE_SETUP(swap)
 	}
 	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 1));
 	ASSERT_EQ(0, swap_on())
-		TH_LOG("swapon %s: %s", swap_path, strerror(errno));
+		TH_LOG("swapon: %s", strerror(errno));
 }
 
 FIXTURE_TEARDOWN(swap)
 {
 	peer_kill(&self->a);
-	swapoff(swap_path);
+	swap_off();
 }
 
 static size_t swapped(struct peer *p, unsigned long addr, size_t npages)
@@ -311,7 +212,7 @@ TEST_F_TIMEOUT(swap, swapoff_after_copy, 60)
 
 	PAGE_OUT(self->src, self->s);
 	DPUT(self->src, self->s, self->dst, self->d);
-	ASSERT_EQ(0, swapoff(swap_path));
+	ASSERT_EQ(0, swap_off());
 	for (i = 0; i < self->npages; i++) {
 		EXPECT_NE(0, proc_pagemap(self->src->pid, self->s + i * self->ps) & PM_PRESENT);
 		EXPECT_NE(0, proc_pagemap(self->dst->pid, self->d + i * self->ps) & PM_PRESENT);
@@ -416,7 +317,7 @@ TEST_F_TIMEOUT(swap, reclaim_and_swapoff, 120)
 {
 	DPUT(self->src, self->s, self->dst, self->d);
 	ASSERT_TRUE(reclaim(self->src, self->s, self->dst, self->d, self->npages));
-	ASSERT_EQ(0, swapoff(swap_path));
+	ASSERT_EQ(0, swap_off());
 	EXPECT_EQ(0, swapped(self->src, self->s, self->npages));
 	EXPECT_EQ(0, swapped(self->dst, self->d, self->npages));
 	CHECK(self->src, self->s, 0, 1, 1);
