@@ -12,10 +12,16 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include "dput_util.h"
 
 #define SRC		(ARENA + 64 * page_size())
 #define DST		(ARENA + (1UL << 26) + 7 * page_size())
+
+/* More than DPUT_ITERATIONS may need: who runs it has a deadline of its own. */
+#define LONG		14400
 
 static long env_number(const char *name, long def)
 {
@@ -34,6 +40,12 @@ static long iterations(long def)
 static unsigned int seed(void)
 {
 	return env_number("DPUT_SEED", 1);
+}
+
+static void __attribute__((constructor)) say_seed(void)
+{
+	if (getenv("DPUT_SEED"))
+		printf("# DPUT_SEED=%u\n", seed());
 }
 
 /*
@@ -157,7 +169,7 @@ FIXTURE_TEARDOWN(instant)
 	peer_kill(&self->b);
 }
 
-TEST_F_TIMEOUT(instant, writers, 120)
+TEST_F_TIMEOUT(instant, writers, LONG)
 {
 	size_t len = PAGES * page_size(), size = len;
 	unsigned long src = SRC, last[WRITERS] = {};
@@ -262,7 +274,7 @@ FIXTURE_TEARDOWN(opposite)
 	peer_kill(&self->b);
 }
 
-TEST_F_TIMEOUT(opposite, directions, 120)
+TEST_F_TIMEOUT(opposite, directions, LONG)
 {
 	struct peer *p[3] = { variant->with_caller ? &self->me : &self->b, &self->a, &self->b };
 	int nr = variant->ring ? 3 : 2, i;
@@ -481,7 +493,7 @@ static long op_map_stamped(void *arg)
 	return map_stamped(*(unsigned long *)arg, 0, BUSY_PAGES);
 }
 
-TEST_F_TIMEOUT(busy, mappings, 120)
+TEST_F_TIMEOUT(busy, mappings, LONG)
 {
 	struct peer *busy_one = &self->a, *src, *dst;
 	unsigned long ps = page_size(), src_addr = SRC, dst_addr = DST;
@@ -563,7 +575,7 @@ static void copier_init(struct copier *c, struct peer *me, struct peer *other,
 	copier_stop = false;
 }
 
-TEST_F_TIMEOUT(end, exit, 120)
+TEST_F_TIMEOUT(end, exit, LONG)
 {
 	size_t npages = 64, len = npages * page_size();
 	long i, n = iterations(30), good = 0;
@@ -669,7 +681,7 @@ static void race_exec(struct __test_metadata *_metadata, struct peer *me, bool i
 	}
 }
 
-TEST_F_TIMEOUT(end, execve, 120)
+TEST_F_TIMEOUT(end, execve, LONG)
 {
 	size_t npages = 64, len = npages * page_size();
 
@@ -683,7 +695,7 @@ TEST_F_TIMEOUT(end, execve, 120)
 }
 
 /* The stack that is being set up is at the end of the address space. */
-TEST_F_TIMEOUT(end, execve_stack, 120)
+TEST_F_TIMEOUT(end, execve_stack, LONG)
 {
 	unsigned long top = (1UL << 47) - page_size();
 	size_t len = 32 * page_size();
@@ -694,6 +706,249 @@ TEST_F_TIMEOUT(end, execve_stack, 120)
 	ASSERT_EQ(0, peer_stamp(&self->me, SRC, 32, 0, 1, 1));
 	race_exec(_metadata, &self->me, false, SRC, top - len, len);
 	EXPECT_EQ(-1, peer_check(&self->me, SRC, 32, 0, 1, 1));
+}
+
+/*
+ * What the rest of the system does to either side meanwhile: a debugger comes and
+ * goes, and memory is reclaimed, merged, compacted and moved between nodes. None
+ * of that may show in the contents.
+ */
+
+#define KSM		"/sys/kernel/mm/ksm/"
+#define COMPACT		"/proc/sys/vm/compact_memory"
+
+enum pressure { P_PTRACE, P_RECLAIM, P_COMPACT, P_MIGRATE, P_KSM, NR_PRESSURES };
+
+static void __attribute__((constructor)) prepare(void)
+{
+	if (getenv(EXEC_FD) || !dput_supported())
+		return;
+	swap_prepare();
+	cgroup_prepare();
+	setting_save(KSM "run");
+	setting_save(KSM "sleep_millisecs");
+	setting_save(KSM "pages_to_scan");
+}
+
+static bool stop_and_go(pid_t pid)
+{
+	bool stopped = false;
+	int status;
+
+	if (ptrace(PTRACE_SEIZE, pid, NULL, NULL))
+		return false;
+	if (!ptrace(PTRACE_INTERRUPT, pid, NULL, NULL))
+		stopped = waitpid(pid, &status, __WALL) == pid;
+	ptrace(PTRACE_DETACH, pid, NULL, NULL);
+	return stopped;
+}
+
+static bool migrate(pid_t pid, int to)
+{
+	unsigned long old = 2 >> to, new = 1 << to;
+
+	return syscall(__NR_migrate_pages, pid, 8 * sizeof(old), &old, &new) >= 0;
+}
+
+/* Until it is killed; @done counts what had an effect. */
+static void __noreturn press(unsigned int mask, pid_t a, pid_t b, volatile unsigned long *done)
+{
+	unsigned int state = seed();
+
+	for (;;) {
+		int r = rand_r(&state);
+		pid_t pid = r & 16 ? a : b;
+
+		if (mask & 1U << P_PTRACE && stop_and_go(pid))
+			done[P_PTRACE]++;
+		if (mask & 1U << P_RECLAIM && !cgroup_reclaim(r & 32 ? "64K" : "256K"))
+			done[P_RECLAIM]++;
+		if (mask & 1U << P_COMPACT && !setting_write(COMPACT, "1"))
+			done[P_COMPACT]++;
+		if (mask & 1U << P_MIGRATE && migrate(pid, r & 64 ? 1 : 0))
+			done[P_MIGRATE]++;
+		sched_yield();
+	}
+}
+
+static long ksm_number(const char *name)
+{
+	char path[64], buf[32];
+
+	snprintf(path, sizeof(path), KSM "%s", name);
+	return setting_read(path, buf, sizeof(buf)) ? -1 : atol(buf);
+}
+
+static const char *press_missing(unsigned int mask)
+{
+	const char *reason = NULL;
+
+	if (geteuid())
+		return "needs root";
+	if (mask & 1U << P_COMPACT && access(COMPACT, W_OK))
+		return "no compaction";
+	if (mask & 1U << P_MIGRATE && access("/sys/devices/system/node/node1", F_OK))
+		return "only one node";
+	if (mask & 1U << P_KSM && ksm_number("run") < 0)
+		return "no KSM";
+	if (mask & 1U << P_RECLAIM)
+		reason = cgroup_enter() ?: swap_missing();
+	return reason;
+}
+
+/* Pages that are all the same, for KSM */
+struct same_arg {
+	unsigned long addr, nr;
+	int byte;
+};
+
+static long op_fill_same(void *arg)
+{
+	struct same_arg *a = arg;
+
+	memset((void *)a->addr, a->byte, a->nr * page_size());
+	return madvise((void *)a->addr, a->nr * page_size(), MADV_MERGEABLE);
+}
+
+static long op_check_same(void *arg)
+{
+	struct same_arg *a = arg;
+	unsigned long i;
+
+	for (i = 0; i < a->nr * page_size(); i++)
+		if (((volatile unsigned char *)a->addr)[i] != a->byte)
+			return i;
+	return -1;
+}
+
+FIXTURE(pressure)
+{
+	struct peer me, a, b;
+	pid_t pid;
+	unsigned long *done;
+	bool swap;
+};
+
+FIXTURE_VARIANT(pressure)
+{
+	unsigned int mask;
+};
+
+FIXTURE_VARIANT_ADD(pressure, ptrace) { .mask = 1U << P_PTRACE };
+FIXTURE_VARIANT_ADD(pressure, reclaim) { .mask = 1U << P_RECLAIM };
+FIXTURE_VARIANT_ADD(pressure, compaction) { .mask = 1U << P_COMPACT };
+FIXTURE_VARIANT_ADD(pressure, migration) { .mask = 1U << P_MIGRATE };
+FIXTURE_VARIANT_ADD(pressure, ksm) { .mask = 1U << P_KSM };
+FIXTURE_VARIANT_ADD(pressure, all) { .mask = (1U << NR_PRESSURES) - 1 };
+
+FIXTURE_SETUP(pressure)
+{
+	const char *reason;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	reason = press_missing(variant->mask);
+	if (reason)
+		SKIP(return, "%s", reason);
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->a));
+	ASSERT_EQ(0, peer_start(&self->b));
+	self->done = mmap(NULL, page_size(), RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, self->done);
+	if (variant->mask & 1U << P_RECLAIM) {
+		ASSERT_EQ(0, swap_on());
+		self->swap = true;
+	}
+	if (variant->mask & 1U << P_KSM) {
+		setting_write(KSM "sleep_millisecs", "0");
+		setting_write(KSM "pages_to_scan", "10000");
+		ASSERT_EQ(0, setting_write(KSM "run", "1"));
+	}
+}
+
+FIXTURE_TEARDOWN(pressure)
+{
+	if (self->pid > 0) {
+		kill(self->pid, SIGKILL);
+		waitpid(self->pid, NULL, 0);
+	}
+	peer_kill(&self->a);
+	peer_kill(&self->b);
+	setting_restore(KSM "run");
+	setting_restore(KSM "sleep_millisecs");
+	setting_restore(KSM "pages_to_scan");
+	if (self->swap)
+		swap_off();
+}
+
+static bool pressed(unsigned int mask, const volatile unsigned long *done)
+{
+	int i;
+
+	for (i = 0; i < NR_PRESSURES; i++)
+		if (mask & 1U << i && done[i] < 5)
+			return false;
+	return true;
+}
+
+TEST_F_TIMEOUT(pressure, contents, LONG)
+{
+	struct peer *p[3] = { &self->me, &self->a, &self->b };
+	size_t nr = 64, len = 2 * nr * page_size();
+	unsigned int state = seed();
+	long i, n = iterations(40), scans = 0;
+	struct same_arg same = { .addr = SRC + nr * page_size(), .nr = nr, .byte = 7 };
+
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, peer_map(p[i], SRC, len, RW));
+		ASSERT_EQ(0, peer_map(p[i], DST, len, RW));
+		ASSERT_EQ(0, peer_call(p[i], op_fill_same, &same, sizeof(same)));
+	}
+	if (variant->mask & 1U << P_KSM)
+		scans = ksm_number("full_scans");
+	self->pid = fork();
+	ASSERT_LE(0, self->pid);
+	if (!self->pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		press(variant->mask, self->a.pid, self->b.pid, self->done);
+	}
+	for (i = 0; i < n || !pressed(variant->mask, self->done); i++) {
+		int from = rand_r(&state) % 3, to = rand_r(&state) % 3;
+		/* A part of a second time, in place, as often as not */
+		int again = rand_r(&state) % 2;
+		size_t first = rand_r(&state) % nr;
+
+		if (variant->mask & 1U << P_KSM)
+			self->done[P_KSM] = ksm_number("full_scans") - scans;
+		same.addr = SRC + nr * page_size();
+		ASSERT_EQ(0, peer_stamp(p[from], SRC, nr, 0, 1, 2 * i + 1));
+		/* Which takes merged pages apart */
+		if (i % 8 == 0) {
+			ASSERT_EQ(0, peer_call(p[from], op_fill_same, &same, sizeof(same)));
+		}
+		ASSERT_EQ(0, peer_dput(p[from], SRC, p[to], DST, len, 0));
+		if (again) {
+			ASSERT_EQ(0, peer_stamp(p[to], DST, nr, first, 7, 3));
+			ASSERT_EQ(0, peer_dput(p[from], SRC + first * page_size(), p[to],
+					       DST + first * page_size(),
+					       (nr - first) * page_size(), 0));
+		}
+		EXPECT_EQ(-1, peer_check(p[to], DST, nr, 0, 1, 2 * i + 1))
+			TH_LOG("round %ld, %d to %d", i, from, to);
+		same.addr = DST + nr * page_size();
+		EXPECT_EQ(-1, peer_call(p[to], op_check_same, &same, sizeof(same)))
+			TH_LOG("round %ld, %d to %d", i, from, to);
+		ASSERT_EQ(0, peer_stamp(p[to], DST, nr, 0, 1, 2 * i + 2));
+		EXPECT_EQ(-1, peer_check(p[from], SRC, nr, 0, 1, 2 * i + 1))
+			TH_LOG("round %ld, %d to %d", i, from, to);
+	}
+	/* Now that nobody writes, what is the same is merged within a few scans. */
+	if (variant->mask & 1U << P_KSM) {
+		scans = ksm_number("full_scans") + 20;
+		while (!ksm_number("pages_sharing") && ksm_number("full_scans") < scans)
+			sched_yield();
+		EXPECT_LT(0, ksm_number("pages_sharing"));
+	}
 }
 
 TEST_HARNESS_MAIN
