@@ -1264,7 +1264,7 @@ static void pick_dput(struct op *op)
 	if (percent(2))
 		op->dst += 1 + below(ps - 1);
 	if (percent(1))
-		*(percent(50) ? &op->src : &op->dst) += -size * 2;
+		*(percent(50) ? &op->src : &op->dst) |= 1UL << 63;
 	if (percent(1))
 		op->len = percent(50) ? 0 : -below(size);
 }
@@ -1697,8 +1697,10 @@ static bool is_large(unsigned long sequence)
 
 static void start_sequence(unsigned long sequence)
 {
-	rnd_state = seed * 0x2545f4914f6cdd1dULL + sequence * 0x9e3779b97f4a7c15ULL;
-	rnd64();
+	/* Mixed, or each sequence would be the one before without its start. */
+	rnd_state = seed;
+	rnd_state = rnd64() ^ sequence;
+	rnd_state = rnd64();
 }
 
 static void report_failure(unsigned long s)
