@@ -1843,6 +1843,8 @@ static bool notices(enum mutation mutation, bool always)
 		mutated += sh->mutated || mutation == ALIASED;
 	}
 	sh->mutation = NONE;
+	/* What is the file's may have been written to: make it anew. */
+	memset(sh->file, 0, sizeof(sh->file));
 	printf("# noticed %u of %u\n", noticed, mutated);
 	return mutated >= 4 && (always ? noticed == mutated : noticed >= mutated / 2);
 }
