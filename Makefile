@@ -5,10 +5,10 @@ export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB BENCH
 export SENDER VERSION RFC BASE_COMMIT SINCE BASE CONFIG_FILE
 
 # What make test-all runs: targets, with variables after colons.
-TEST_ALL := test check:BASE=newest analyze docs bench-compare bisect
+TEST_ALL := test check:BASE=newest analyze docs bench-compare bisect regress
 
 .DEFAULT_GOAL := help
-.PHONY: help deps prepare build initramfs run test check shell sabotage apply export clean distclean
+.PHONY: help deps prepare build initramfs run test check regress shell sabotage apply export clean distclean
 .PHONY: bisect mbox series-diff analyze docs image deb test-all stress
 .PHONY: bench bench-compare bench-docs
 
@@ -18,6 +18,7 @@ help:
 	@echo 'make check      only the checks that need no guest; with BASE=newest, BASE=SUITE or'
 	@echo '                BASE=PATH only: does the series apply to that Linux, too?'
 	@echo 'make test-all   test, and what does not fit into its time: $(TEST_ALL)'
+	@echo "make regress    the kernel's own selftests, with the series and without it"
 	@echo 'make shell      an interactive guest with the selftests, strace and the demo'
 	@echo 'make sabotage   break the kernel on purpose: which test notices?'
 	@echo 'make stress     random operations and races with new seeds: SECONDS=N (3600) SEED=N'
@@ -68,6 +69,9 @@ test: initramfs
 
 check: prepare
 	@qemu/check
+
+regress: build
+	@qemu/regress
 
 shell: initramfs
 	@qemu/shell

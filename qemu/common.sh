@@ -7,7 +7,9 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Another build directory (qemu/bisect has one of its own), and whose selftests.
 build=${DPUT_BUILD:-$repo/build}
 selftests=${DPUT_SELFTESTS:-$repo/selftests}
-tree=$build/linux
+# DPUT_TREE=base: Linux without the series, for qemu/regress to compare with.
+DPUT_TREE=${DPUT_TREE:-linux}
+tree=$build/$DPUT_TREE
 cache=${DPUT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/dput}
 CONFIG=${CONFIG:-default}
 ARCH=${ARCH:-$(uname -m)}
@@ -17,9 +19,11 @@ JOBS=${JOBS:-$(nproc)}
 obj=$tree/obj-x86_64-$CONFIG
 kernel=$obj/arch/x86/boot/bzImage
 headers=$obj/usr/include
-initramfs=$build/initramfs-$CONFIG.cpio
+initramfs=${DPUT_INITRAMFS:-$build/initramfs-$CONFIG.cpio}
 logs=$build/logs
-export KERNEL_SRC=${KERNEL_SRC:-} ACCEL=${ACCEL:-} TESTS=${TESTS:-} ARCH CONFIG JOBS
+prepared=$build/prepared
+[[ $DPUT_TREE == linux ]] || prepared+=-$DPUT_TREE
+export KERNEL_SRC=${KERNEL_SRC:-} DPUT_TREE ACCEL=${ACCEL:-} TESTS=${TESTS:-} ARCH CONFIG JOBS
 # Depend mode spares a run of the preprocessor for each file that is not cached.
 export CCACHE_DIR=$cache/ccache CCACHE_BASEDIR=$tree CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
 export QUILT_PATCHES=$repo/patches QUILT_SERIES=$repo/series
@@ -30,6 +34,14 @@ unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL O V CROSS_COMPILE CC CFLAGS LDFLA
 
 say() { printf '%s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# trait NAME DEFAULT: what the line "# dput: NAME=VALUE…" in CONFIG's fragment says of its guest.
+trait() {
+	local value=''
+	[[ $CONFIG == default ]] ||
+		value=$(sed -n "s/^# dput:.* $1=\([0-9]*\).*/\1/p" "$repo/kernel-config/$CONFIG.config")
+	echo "${value:-$2}"
+}
 
 # usage "$@": --help prints the script's head comment.
 usage() {
@@ -71,7 +83,17 @@ mirror() {
 	echo "$site"
 }
 
-series_patches() { sed 's/[[:space:]]*#.*//; s/[[:space:]].*//; /^$/d' "$repo/series"; }
+# spec_libraries: gen_init_cpio's lines for the libraries that ldd's output names.
+spec_libraries() {
+	local lib dir
+	{ grep -oE '/[^ :]*\.so[^ :]*( |$)' || true; } | sort -u | while read -r lib; do
+		dir=$(dirname "$lib")
+		while [[ $dir != / ]]; do echo "dir $dir 755 0 0"; dir=$(dirname "$dir"); done | tac
+		echo "file $lib $(realpath "$lib") 755 0 0"
+	done | awk '!seen[$0]++'
+}
+
+series_patches() { [[ $DPUT_TREE == base ]] || sed 's/[[:space:]]*#.*//; s/[[:space:]].*//; /^$/d' "$repo/series"; }
 
 # touched_files PATCH…: every path that the patches create, change, remove or rename.
 touched_files() {
