@@ -90,7 +90,12 @@ static void target_thp(void)
 	writev(THP, SIZE, 1);
 }
 
-/* One page, a mapping of its own on both sides. */
+/*
+ * One page, a mapping of its own on both sides. There is other memory close by, as
+ * there is in a program, so that its page tables stay when it is unmapped.
+ */
+#define CLOSE_BY	(64 * KIB)
+
 static void target_page(void)
 {
 	unsigned long dst;
@@ -101,8 +106,12 @@ static void target_page(void)
 		return;
 	for (i = 0; i < 16; i++) {
 		src = map(fresh_src(), PAGE, SMALL);
+		map((char *)src + CLOSE_BY, PAGE, SMALL);
 		touch(src, PAGE, PAGE);
+		touch((char *)src + CLOSE_BY, PAGE, PAGE);
 		dst = fresh_dst();
+		peer_do(&peer, P_MAP, dst + CLOSE_BY, PAGE, SMALL);
+		peer_do(&peer, P_TOUCH, dst + CLOSE_BY, PAGE, PAGE);
 		settle();
 		MEASURE("cold", PAGE, dput_to(&peer, dst, src, PAGE));
 		settle();
@@ -122,8 +131,8 @@ static void target_page(void)
 		peer_do(&peer, P_TOUCH, dst, PAGE, PAGE);
 		settle();
 		MEASURE("writev-warm", PAGE, writev_to(&peer, dst, src, PAGE));
-		peer_do(&peer, P_UNMAP, dst, PAGE, 0);
-		unmap(src, PAGE);
+		peer_do(&peer, P_UNMAP, dst, CLOSE_BY + PAGE, 0);
+		unmap(src, CLOSE_BY + PAGE);
 	}
 }
 
