@@ -966,7 +966,7 @@ int setting_write(const char *path, const char *val)
 static struct setting {
 	char path[128];
 	char val[64];
-} saved[16];
+} saved[32];
 
 static pid_t first_process;
 
@@ -1162,26 +1162,6 @@ static int zram_write(const char *file, const char *val)
 	return setting_write(path, val);
 }
 
-static const char *swap_header(void)
-{
-	unsigned long ps = page_size();
-	char *page = calloc(1, ps);
-	unsigned int *info = (unsigned int *)(page + 1024);
-	const char *ret = NULL;
-	int fd;
-
-	info[0] = 1;			/* version */
-	info[1] = DISK_SIZE / ps - 1;	/* last page */
-	memcpy(page + ps - 10, "SWAPSPACE2", 10);
-	fd = open(swap_path, O_WRONLY);
-	if (fd < 0 || write(fd, page, ps) != (ssize_t)ps || fsync(fd))
-		ret = "cannot write to the zram device";
-	if (fd >= 0)
-		close(fd);
-	free(page);
-	return ret;
-}
-
 static const char *swap_make(void)
 {
 	unsigned int major, minor;
@@ -1210,7 +1190,7 @@ static const char *swap_make(void)
 	snprintf(buf, sizeof(buf), "%lu", DISK_SIZE);
 	if (zram_write("disksize", buf))
 		return "cannot set the size of the zram device";
-	return swap_header();
+	return swap_format(swap_path, DISK_SIZE) ? "cannot write to the zram device" : NULL;
 }
 
 void swap_prepare(void)
@@ -1266,6 +1246,103 @@ bool is_huge(pid_t pid, unsigned long addr, size_t len)
 {
 	return proc_smaps_kb(pid, addr, addr + len, "AnonHugePages") ==
 	       (long)(len >> 10);
+}
+
+int file_open(enum file_where where)
+{
+	char path[] = "/tmp/dput-XXXXXX", cwd[] = "./dput-XXXXXX";
+	char *name = where == TMPFS ? path : cwd;
+	int fd;
+
+	if (where == MEMFD)
+		return memfd_create("dput", 0);
+	fd = mkstemp(name);
+	if (fd >= 0)
+		unlink(name);
+	return fd;
+}
+
+bool file_on_disk(int fd)
+{
+	struct stat st;
+
+	/* Of what has no device, the number is of major 0. */
+	return !fstat(fd, &st) && major(st.st_dev);
+}
+
+size_t pages_swapped(struct peer *p, unsigned long addr, size_t npages)
+{
+	size_t i, n = 0;
+
+	for (i = 0; i < npages; i++)
+		n += !!(proc_pagemap(p->pid, addr + i * page_size()) & PM_SWAP);
+	return n;
+}
+
+/*
+ * A page that is still in a CPU's batch, on its way to the LRU lists, cannot be
+ * taken from them. Dropping caches drains every CPU's.
+ */
+bool pages_out(struct peer *p, unsigned long addr, size_t npages)
+{
+	int i;
+
+	for (i = 0; i < 20; i++) {
+		peer_madvise(p, addr, npages * page_size(), MADV_PAGEOUT);
+		if (pages_swapped(p, addr, npages) == npages)
+			return true;
+		setting_write("/proc/sys/vm/drop_caches", "1");
+	}
+	return false;
+}
+
+int swap_format(const char *path, size_t size)
+{
+	unsigned long ps = page_size();
+	char *page = calloc(1, ps);
+	unsigned int *info = (unsigned int *)(page + 1024);
+	int fd, ret = -1;
+
+	info[0] = 1;			/* version */
+	info[1] = size / ps - 1;	/* last page */
+	memcpy(page + ps - 10, "SWAPSPACE2", 10);
+	fd = open(path, O_WRONLY);
+	if (fd >= 0 && write(fd, page, ps) == (ssize_t)ps)
+		ret = fsync(fd);
+	if (fd >= 0)
+		close(fd);
+	free(page);
+	return ret;
+}
+
+void ksm_save(void)
+{
+	setting_save(KSM "pages_to_scan");
+	setting_save(KSM "sleep_millisecs");
+	setting_save(KSM "smart_scan");
+	setting_save(KSM "run");
+}
+
+long ksm_full_scans(void)
+{
+	char buf[32];
+
+	return setting_read(KSM "full_scans", buf, sizeof(buf)) ? -1 : atol(buf);
+}
+
+/* Two scans find pages that do not change, the third one merges all of them. */
+int ksm_scan(void)
+{
+	long from = ksm_full_scans();
+
+	setting_write(KSM "pages_to_scan", "1000");
+	setting_write(KSM "sleep_millisecs", "0");
+	setting_write(KSM "smart_scan", "0");
+	if (from < 0 || setting_write(KSM "run", "1"))
+		return -1;
+	while (ksm_full_scans() < from + 4)
+		usleep(1000);
+	return setting_write(KSM "run", "0");
 }
 
 int pin_memory(unsigned long addr, size_t len)

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/swap.h>
 #include <sys/types.h>
 
 #include "dput.h"
@@ -28,6 +29,11 @@
 #endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE		25
+#endif
+
+#ifndef SWAP_FLAG_PREFER
+#define SWAP_FLAG_PREFER	0x8000
+#define SWAP_FLAG_PRIO_MASK	0x7fff
 #endif
 
 #ifndef __aligned
@@ -190,6 +196,27 @@ int swap_off(void);
 
 size_t thp_size(void);
 bool is_huge(pid_t pid, unsigned long addr, size_t len);
+
+/* A new file without a name: in memory, or in the current directory */
+enum file_where { NO_FILE, MEMFD, TMPFS, DISK };
+int file_open(enum file_where where);
+/* Is it on a file system that has a device? */
+bool file_on_disk(int fd);
+
+/* How many of the pages are swapped out. */
+size_t pages_swapped(struct peer *p, unsigned long addr, size_t npages);
+/* Swap out pages that are mapped once; false if they do not leave. */
+bool pages_out(struct peer *p, unsigned long addr, size_t npages);
+/* Make a device or a file something for swapon(). */
+int swap_format(const char *path, size_t size);
+/* Flags for swapon(): before any other. */
+#define SWAP_FIRST		(SWAP_FLAG_PREFER | SWAP_FLAG_PRIO_MASK)
+
+#define KSM			"/sys/kernel/mm/ksm/"
+void ksm_save(void);
+long ksm_full_scans(void);
+/* Have everything merged that can be. */
+int ksm_scan(void);
 
 /* Pin memory for writing by an io_uring; the ring, or -1. */
 int pin_memory(unsigned long addr, size_t len);

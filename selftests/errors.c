@@ -15,12 +15,10 @@
 #define ANON	(MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE)
 #define KERNEL_ADDR	0xffff800000000000UL
 
-#define HUGETLB		"/proc/sys/vm/nr_hugepages"
 #define MAX_MAP_COUNT	"/proc/sys/vm/max_map_count"
 
 static void __attribute__((constructor)) save_settings(void)
 {
-	setting_save(HUGETLB);
 	setting_save(MAX_MAP_COUNT);
 }
 
@@ -61,7 +59,6 @@ FIXTURE_SETUP(errors)
 
 FIXTURE_TEARDOWN(errors)
 {
-	setting_restore(HUGETLB);
 	setting_restore(MAX_MAP_COUNT);
 	peer_stop(&self->child);
 }
@@ -412,125 +409,6 @@ TEST_F(errors, efault_partial_destination_readonly)
 	EXPECT_OK(PIDFD_SELF, SRC, other, DST, 6 * ps, 0);
 }
 
-/* Memory that cannot be copied copy-on-write, in the middle of some that can */
-#define EXPECT_UNSUPPORTED(_page) do {						\
-	unsigned long _s = SRC + (_page) * self->ps;				\
-										\
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, SRC, self->child.pidfd, DST,		\
-		   self->len, 0);						\
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, SRC + 8, self->child.pidfd, DST + 8,	\
-		   self->len - 16, 0);						\
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, SRC, PIDFD_SELF, DST, self->len,	\
-		   DPUT_HOLES);							\
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, _s, self->child.pidfd, DST,		\
-		   self->ps, 0);						\
-} while (0)
-
-static int temp_file(size_t len)
-{
-	static const char * const dirs[] = { ".", "/tmp", "/dev/shm" };
-	char path[64];
-	int i, fd = -1;
-
-	for (i = 0; fd < 0 && i < 3; i++) {
-		snprintf(path, sizeof(path), "%s/dput-XXXXXX", dirs[i]);
-		fd = mkstemp(path);
-	}
-	if (fd < 0)
-		return -1;
-	unlink(path);
-	if (ftruncate(fd, len)) {
-		close(fd);
-		return -1;
-	}
-	return fd;
-}
-
-TEST_F(errors, eopnotsupp_shared_anon)
-{
-	unsigned long addr = SRC + 3 * self->ps;
-
-	ASSERT_EQ(addr, peer_mmap(&self->me, addr, self->ps, RW,
-				  MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1));
-	EXPECT_UNSUPPORTED(3);
-}
-
-TEST_F(errors, eopnotsupp_shared_memfd)
-{
-	unsigned long addr = SRC + 3 * self->ps;
-	int fd = memfd_create("dput", 0);
-
-	ASSERT_LE(0, fd);
-	ASSERT_EQ(0, ftruncate(fd, self->ps));
-	ASSERT_EQ(addr, peer_mmap(&self->me, addr, self->ps, RW, MAP_SHARED | MAP_FIXED, fd));
-	EXPECT_UNSUPPORTED(3);
-}
-
-TEST_F(errors, eopnotsupp_shared_file)
-{
-	unsigned long addr = SRC + 3 * self->ps;
-	int fd = temp_file(self->ps);
-
-	if (fd < 0)
-		SKIP(return, "no writable directory");
-	ASSERT_EQ(addr, peer_mmap(&self->me, addr, self->ps, RW, MAP_SHARED | MAP_FIXED, fd));
-	EXPECT_UNSUPPORTED(3);
-}
-
-/* Also where the file cannot be written, and VM_SHARED is not set */
-TEST_F(errors, eopnotsupp_shared_readonly_file)
-{
-	unsigned long addr = SRC + 3 * self->ps;
-	int fd = open("/proc/self/exe", O_RDONLY);
-
-	ASSERT_LE(0, fd);
-	ASSERT_EQ(addr, peer_mmap(&self->me, addr, self->ps, PROT_READ,
-				  MAP_SHARED | MAP_FIXED, fd));
-	EXPECT_UNSUPPORTED(3);
-}
-
-/* Private, but not of a regular file. */
-TEST_F(errors, eopnotsupp_dev_zero)
-{
-	unsigned long addr = SRC + 3 * self->ps;
-	int fd = open("/dev/zero", O_RDWR);
-
-	if (fd < 0)
-		SKIP(return, "/dev/zero: %s", strerror(errno));
-	ASSERT_EQ(addr, peer_mmap(&self->me, addr, self->ps, RW, MAP_PRIVATE | MAP_FIXED, fd));
-	EXPECT_UNSUPPORTED(3);
-	ASSERT_EQ(0, peer_fill(&self->me, addr, self->ps, 3));
-	EXPECT_UNSUPPORTED(3);
-}
-
-TEST_F(errors, eopnotsupp_dontfork)
-{
-	ASSERT_EQ(0, madvise((void *)SRC + 3 * self->ps, self->ps, MADV_DONTFORK));
-	EXPECT_UNSUPPORTED(3);
-	ASSERT_EQ(0, madvise((void *)SRC + 3 * self->ps, self->ps, MADV_DOFORK));
-	EXPECT_OK(PIDFD_SELF, SRC, self->child.pidfd, DST, self->len, 0);
-}
-
-TEST_F(errors, eopnotsupp_wipeonfork)
-{
-	ASSERT_EQ(0, madvise((void *)SRC + 3 * self->ps, self->ps, MADV_WIPEONFORK));
-	EXPECT_UNSUPPORTED(3);
-	ASSERT_EQ(0, madvise((void *)SRC + 3 * self->ps, self->ps, MADV_KEEPONFORK));
-	EXPECT_OK(PIDFD_SELF, SRC, self->child.pidfd, DST, self->len, 0);
-}
-
-TEST_F(errors, eopnotsupp_droppable)
-{
-	unsigned long addr = SRC + 3 * self->ps;
-	long ret;
-
-	ret = peer_mmap(&self->me, addr, self->ps, RW,
-			MAP_DROPPABLE | MAP_ANONYMOUS | MAP_FIXED, -1);
-	if (ret != (long)addr)
-		SKIP(return, "MAP_DROPPABLE: %s", strerror(errno));
-	EXPECT_UNSUPPORTED(3);
-}
-
 static long op_comb(void *arg);
 
 /* Among many mappings it does not matter which one it is: nothing has begun. */
@@ -608,73 +486,6 @@ TEST_F(errors, efault_partial_secretmem)
 	ASSERT_EQ(0, ftruncate(fd, self->ps));
 	ASSERT_EQ(addr, peer_mmap(&self->me, addr, self->ps, RW, MAP_SHARED | MAP_FIXED, fd));
 	expect_no_edge(_metadata, self, 3);
-}
-
-TEST_F(errors, eopnotsupp_secretmem)
-{
-	unsigned long addr = SRC + 3 * self->ps;
-	int fd = syscall(__NR_memfd_secret, 0);
-
-	if (fd < 0)
-		SKIP(return, "memfd_secret: %s", strerror(errno));
-	ASSERT_EQ(0, ftruncate(fd, self->ps));
-	ASSERT_EQ(addr, peer_mmap(&self->me, addr, self->ps, RW, MAP_SHARED | MAP_FIXED, fd));
-	EXPECT_UNSUPPORTED(3);
-}
-
-/* The kernel's own mappings, which are where they are */
-static void expect_special(struct __test_metadata *_metadata, FIXTURE_DATA(errors) *self,
-			   const char *name)
-{
-	unsigned long start, end;
-
-	if (proc_find(getpid(), name, &start, &end))
-		SKIP(return, "no %s", name);
-	/* Of [vdso], which may be executed, EACCES is as right. */
-	EXPECT_EITHER(EOPNOTSUPP, EACCES, PIDFD_SELF, start, self->child.pidfd, DST,
-		      self->ps, 0);
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, start, PIDFD_SELF, DST, self->ps, 0);
-}
-
-TEST_F(errors, eopnotsupp_vdso)
-{
-	expect_special(_metadata, self, "[vdso]");
-}
-
-TEST_F(errors, eopnotsupp_vvar)
-{
-	expect_special(_metadata, self, "[vvar");
-}
-
-TEST_F(errors, eopnotsupp_hugetlb)
-{
-	unsigned long addr = ARENA + (1UL << 30);
-	size_t size = proc_status_kb(getpid(), "HugetlbPages") < 0 ? 0 : 1UL << 21;
-	struct snapshot child;
-	char val[32];
-
-	if (geteuid())
-		SKIP(return, "needs root");
-	if (!size || setting_read(HUGETLB, val, sizeof(val)))
-		SKIP(return, "no hugetlb");
-	snprintf(val, sizeof(val), "%ld", atol(val) + 2);
-	setting_write(HUGETLB, val);
-	if (peer_mmap(&self->me, addr, size, RW, ANON | MAP_HUGETLB, -1) != (long)addr ||
-	    peer_mmap(&self->child, addr, size, RW, ANON | MAP_HUGETLB, -1) != (long)addr)
-		SKIP(return, "no huge pages: %s", strerror(errno));
-	ASSERT_EQ(0, peer_stamp(&self->me, addr, size / self->ps, 0, 1, 1));
-	ASSERT_EQ(0, peer_stamp(&self->child, addr, size / self->ps, 0, 1, 2));
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, addr, self->child.pidfd, DST, size, 0);
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, addr, self->child.pidfd, DST, self->len, 0);
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, addr, PIDFD_SELF, DST, self->len, DPUT_HOLES);
-	/* As a destination, it cannot be cut. */
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, SRC, self->child.pidfd, addr, self->len, 0);
-	EXPECT_ERR(EOPNOTSUPP, PIDFD_SELF, SRC, self->child.pidfd, addr + self->ps, self->len, 0);
-	/* The ragged ends may be anything that can be read and written. */
-	ASSERT_EQ(0, snapshot_take(&child, &self->child));
-	EXPECT_OK(PIDFD_SELF, addr + 8, PIDFD_SELF, SRC + 8, 16, 0);
-	EXPECT_EQ(0, memcmp((void *)addr + 8, (void *)SRC + 8, 16));
-	EXPECT_TRUE(snapshot_same(&child, &self->child));
 }
 
 TEST_F(errors, eacces_executable)

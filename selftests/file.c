@@ -10,23 +10,6 @@
 #define DST	(ARENA + (1UL << 24) + 7 * page_size())
 #define NR	8UL
 
-/* Where a file can be, in the guest and elsewhere. */
-enum where { MEMFD, TMPFS, CWD };
-
-static int file_open(enum where where)
-{
-	char path[] = "/tmp/dput-XXXXXX", cwd[] = "./dput-XXXXXX";
-	char *name = where == TMPFS ? path : cwd;
-	int fd;
-
-	if (where == MEMFD)
-		return memfd_create("dput", 0);
-	fd = mkstemp(name);
-	if (fd >= 0)
-		unlink(name);
-	return fd;
-}
-
 FIXTURE(file)
 {
 	unsigned long ps;
@@ -37,7 +20,7 @@ FIXTURE(file)
 
 FIXTURE_VARIANT(file)
 {
-	enum where where;
+	enum file_where where;
 	bool get;		/* from the child to the caller */
 	bool within;		/* within the caller */
 };
@@ -48,9 +31,9 @@ FIXTURE_VARIANT_ADD(file, memfd_within) { .where = MEMFD, .within = true };
 FIXTURE_VARIANT_ADD(file, tmpfs_put) { .where = TMPFS };
 FIXTURE_VARIANT_ADD(file, tmpfs_get) { .where = TMPFS, .get = true };
 FIXTURE_VARIANT_ADD(file, tmpfs_within) { .where = TMPFS, .within = true };
-FIXTURE_VARIANT_ADD(file, cwd_put) { .where = CWD };
-FIXTURE_VARIANT_ADD(file, cwd_get) { .where = CWD, .get = true };
-FIXTURE_VARIANT_ADD(file, cwd_within) { .where = CWD, .within = true };
+FIXTURE_VARIANT_ADD(file, disk_put) { .where = DISK };
+FIXTURE_VARIANT_ADD(file, disk_get) { .where = DISK, .get = true };
+FIXTURE_VARIANT_ADD(file, disk_within) { .where = DISK, .within = true };
 
 static char *file_page(unsigned long ps, unsigned long page, unsigned int seed)
 {
@@ -70,6 +53,8 @@ FIXTURE_SETUP(file)
 	self->ps = page_size();
 	self->fd = file_open(variant->where);
 	ASSERT_LE(0, self->fd);
+	if (variant->where == DISK && !file_on_disk(self->fd))
+		SKIP(return, "the current directory is not on a disk");
 	for (i = 0; i < NR; i++)
 		ASSERT_EQ(self->ps, pwrite(self->fd, file_page(self->ps, i, 1),
 					   self->ps, i * self->ps));
@@ -220,6 +205,35 @@ TEST_F(file, punch_hole)
 	ASSERT_EQ(0, peer_read(self->dst, DST + 2 * self->ps, buf, 1));
 	EXPECT_EQ(0, buf[0]);
 	EXPECT_TRUE(page_is(self->dst, DST + 3 * self->ps, self->ps, 3, 2));
+}
+
+/*
+ * What another process writes is written back to the file, and neither that nor
+ * reading the file anew concerns the pages that were written to privately.
+ */
+TEST_F(file, written_back)
+{
+	unsigned long i;
+	char *shared;
+
+	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
+	EXPECT_IMAGE(self->dst, DST, 0, NR);
+	shared = mmap(NULL, NR * self->ps, RW, MAP_SHARED, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, shared);
+	for (i = 0; i < NR; i++)
+		memcpy(shared + i * self->ps, file_page(self->ps, i, 6), self->ps);
+	ASSERT_EQ(0, msync(shared, NR * self->ps, MS_SYNC));
+	ASSERT_EQ(0, munmap(shared, NR * self->ps));
+	/* The file's pages leave both sides' page tables, and on a disk memory too. */
+	for (i = 0; i < NR; i += 2) {
+		peer_madvise(self->src, SRC + i * self->ps, self->ps, MADV_DONTNEED);
+		peer_madvise(self->dst, DST + i * self->ps, self->ps, MADV_DONTNEED);
+	}
+	posix_fadvise(self->fd, 0, 0, POSIX_FADV_DONTNEED);
+	for (i = 0; i < NR; i++) {
+		EXPECT_TRUE(page_is(self->dst, DST + i * self->ps, self->ps, i, i % 2 ? 2 : 6));
+		EXPECT_TRUE(page_is(self->src, SRC + i * self->ps, self->ps, i, i % 2 ? 2 : 6));
+	}
 }
 
 /* Beyond the end of the file there is nothing, on either side. */

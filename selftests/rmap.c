@@ -13,7 +13,6 @@
 #include <sys/syscall.h>
 #include "dput_util.h"
 
-#define KSM		"/sys/kernel/mm/ksm/"
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
 #define MAX_SHARES	8
 #define MAX_PAGES	512
@@ -30,10 +29,7 @@ static void __attribute__((constructor)) prepare(void)
 		if (!setting_read(path, buf, sizeof(buf)))
 			nodes[nr_nodes++] = i;
 	}
-	setting_save(KSM "pages_to_scan");
-	setting_save(KSM "sleep_millisecs");
-	setting_save(KSM "smart_scan");
-	setting_save(KSM "run");
+	ksm_save();
 	setting_save(THP "enabled");
 	setting_save(THP "khugepaged/defrag");
 	setting_save("/proc/sys/kernel/numa_balancing");
@@ -603,25 +599,6 @@ FIXTURE_VARIANT_ADD(ksm, put) { .child = true };
 FIXTURE_VARIANT_ADD(ksm, within_merged_later) { .merge_last = true };
 FIXTURE_VARIANT_ADD(ksm, put_merged_later) { .merge_last = true, .child = true };
 
-static long ksm_full_scans(void)
-{
-	char buf[32];
-
-	return setting_read(KSM "full_scans", buf, sizeof(buf)) ? -1 : atol(buf);
-}
-
-/* Two scans find pages that do not change, the third one merges all of them. */
-static int ksm_scan(void)
-{
-	long from = ksm_full_scans();
-
-	if (from < 0 || setting_write(KSM "run", "1"))
-		return -1;
-	while (ksm_full_scans() < from + 4)
-		usleep(1000);
-	return setting_write(KSM "run", "0");
-}
-
 /* Pages 2n and 2n+1 are the same. */
 static int ksm_fill(struct situation *s, struct peer *p, unsigned long addr)
 {
@@ -652,9 +629,6 @@ FIXTURE_SETUP(ksm)
 		SKIP(return, "%s", reason);
 	if (ksm_full_scans() < 0)
 		SKIP(return, "no KSM");
-	setting_write(KSM "pages_to_scan", "1000");
-	setting_write(KSM "sleep_millisecs", "0");
-	setting_write(KSM "smart_scan", "0");
 	s->ps = page_size();
 	s->npages = 16;
 	s->len = s->npages * s->ps;

@@ -110,33 +110,6 @@ FIXTURE_TEARDOWN(swap)
 	swap_off();
 }
 
-static size_t swapped(struct peer *p, unsigned long addr, size_t npages)
-{
-	size_t i, n = 0;
-
-	for (i = 0; i < npages; i++)
-		n += !!(proc_pagemap(p->pid, addr + i * page_size()) & PM_SWAP);
-	return n;
-}
-
-/* Out with memory that is mapped once */
-/*
- * A page that is still in a CPU's batch, on its way to the LRU lists, cannot be
- * taken from them. Dropping caches drains every CPU's.
- */
-static bool page_out(struct peer *p, unsigned long addr, size_t npages)
-{
-	int i;
-
-	for (i = 0; i < 20; i++) {
-		peer_madvise(p, addr, npages * page_size(), MADV_PAGEOUT);
-		if (swapped(p, addr, npages) == npages)
-			return true;
-		setting_write("/proc/sys/vm/drop_caches", "1");
-	}
-	return false;
-}
-
 /* Out with memory that is mapped in two places: by way of the reverse map */
 static bool reclaim(struct peer *p, unsigned long p_addr, struct peer *q,
 		    unsigned long q_addr, size_t npages)
@@ -145,8 +118,8 @@ static bool reclaim(struct peer *p, unsigned long p_addr, struct peer *q,
 
 	for (i = 0; i < 50; i++) {
 		cgroup_reclaim("16M");
-		if (swapped(p, p_addr, npages) == npages &&
-		    swapped(q, q_addr, npages) == npages)
+		if (pages_swapped(p, p_addr, npages) == npages &&
+		    pages_swapped(q, q_addr, npages) == npages)
 			return true;
 	}
 	return false;
@@ -163,9 +136,9 @@ static bool reclaim(struct peer *p, unsigned long p_addr, struct peer *q,
 	ASSERT_EQ(0, peer_stamp(_p, _addr, self->npages, _first, _step, _seed))
 
 #define PAGE_OUT(_p, _addr)							\
-	ASSERT_TRUE(page_out(_p, _addr, self->npages))				\
+	ASSERT_TRUE(pages_out(_p, _addr, self->npages))				\
 		TH_LOG("%zu of %zu pages are out",				\
-		       swapped(_p, _addr, self->npages), self->npages)
+		       pages_swapped(_p, _addr, self->npages), self->npages)
 
 /* Each side is written, and the other does not see it. */
 #define ISOLATED(_p, _paddr, _q, _qaddr, _seed) do {				\
@@ -304,8 +277,8 @@ TEST_F_TIMEOUT(swap, reclaim_after_copy, 120)
 	for (i = 0; i < 2; i++) {
 		ASSERT_TRUE(reclaim(self->src, self->s, self->dst, self->d, self->npages))
 			TH_LOG("round %d: %zu and %zu of %zu pages are out", i,
-			       swapped(self->src, self->s, self->npages),
-			       swapped(self->dst, self->d, self->npages), self->npages);
+			       pages_swapped(self->src, self->s, self->npages),
+			       pages_swapped(self->dst, self->d, self->npages), self->npages);
 		CHECK(self->src, self->s, 0, 1, 1);
 		CHECK(self->dst, self->d, 0, 1, 1);
 	}
@@ -318,8 +291,8 @@ TEST_F_TIMEOUT(swap, reclaim_and_swapoff, 120)
 	DPUT(self->src, self->s, self->dst, self->d);
 	ASSERT_TRUE(reclaim(self->src, self->s, self->dst, self->d, self->npages));
 	ASSERT_EQ(0, swap_off());
-	EXPECT_EQ(0, swapped(self->src, self->s, self->npages));
-	EXPECT_EQ(0, swapped(self->dst, self->d, self->npages));
+	EXPECT_EQ(0, pages_swapped(self->src, self->s, self->npages));
+	EXPECT_EQ(0, pages_swapped(self->dst, self->d, self->npages));
 	CHECK(self->src, self->s, 0, 1, 1);
 	CHECK(self->dst, self->d, 0, 1, 1);
 	ISOLATED(self->dst, self->d, self->src, self->s, 1);
@@ -350,8 +323,8 @@ TEST_F_TIMEOUT(swap, two_places, 120)
 	CHECK(self->dst, e, 0, 1, 1);
 	ASSERT_TRUE(reclaim(self->dst, self->d, self->dst, e, self->npages))
 		TH_LOG("%zu and %zu of %zu pages are out",
-		       swapped(self->dst, self->d, self->npages),
-		       swapped(self->dst, e, self->npages), self->npages);
+		       pages_swapped(self->dst, self->d, self->npages),
+		       pages_swapped(self->dst, e, self->npages), self->npages);
 	STAMP(self->dst, self->d, 0, 3, 2);
 	CHECK(self->dst, e, 0, 1, 1);
 	STAMP(self->dst, e, 0, 1, 3);
