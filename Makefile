@@ -2,6 +2,7 @@
 # The work is done by the scripts in qemu/; each has --help.
 
 export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB BENCH
+export ARCHES CONFIGS
 export SENDER VERSION RFC BASE_COMMIT SINCE BASE CONFIG_FILE
 
 # What make test-all runs: targets, with variables after colons.
@@ -9,7 +10,7 @@ TEST_ALL := test check:BASE=newest analyze docs bench-compare bisect regress
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check regress shell sabotage apply export clean distclean
-.PHONY: bisect mbox series-diff analyze docs image deb test-all stress
+.PHONY: bisect mbox series-diff analyze docs image deb test-all stress cross
 .PHONY: bench bench-compare bench-docs
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo 'make sabotage   break the kernel on purpose: which test notices?'
 	@echo 'make stress     random operations and races with new seeds: SECONDS=N (3600) SEED=N'
 	@echo 'make bisect     is the kernel sound after each patch in turn? FIRST=N LAST=N limit it'
+	@echo 'make cross      compile what the series touches for every architecture: [ARCHES="NAME…"]'
 	@echo 'make analyze    what sparse, clang, coccinelle and others find that the base has not'
 	@echo "make docs       the kernel's documentation, built by sphinx"
 	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes]'
@@ -41,7 +43,7 @@ help:
 	@echo
 	@echo 'KERNEL_SRC=PATH  Linux 7.3.y to start from: a tarball, a git checkout or a tree; only'
 	@echo "                 copied, but for make apply (default: Debian's linux-source-7.3)"
-	@echo 'ARCH=x86_64      the only one so far'
+	@echo 'ARCH=NAME        the guest'"'"'s architecture: x86_64, i386, arm64, riscv64 or s390x'
 	@echo 'ACCEL=kvm|tcg    how to run the guest (default: KVM if it really boots, else TCG)'
 	@echo "CONFIG=NAME      adds kernel-config/NAME.config to the kernel's configuration"
 	@echo 'TESTS="NAME…"    only these test programs (shell patterns), and no checks'
@@ -104,6 +106,9 @@ analyze: prepare
 
 docs: prepare
 	@qemu/docs
+
+cross: prepare
+	@qemu/cross
 
 image: initramfs
 	@qemu/image

@@ -13,13 +13,34 @@ tree=$build/$DPUT_TREE
 cache=${DPUT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/dput}
 CONFIG=${CONFIG:-default}
 ARCH=${ARCH:-$(uname -m)}
+[[ $ARCH != aarch64 ]] || ARCH=arm64
 JOBS=${JOBS:-$(nproc)}
+
+# What differs between architectures: kbuild's name, the compiler's, what QEMU
+# boots, QEMU's program, Debian's names, and the guest's two ports: for messages
+# of its kernel, and for what its programs print.
+architectures='x86_64 i386 arm64 riscv64 s390x'
+console_port=ttyS0 output_port=hvc0
+case $ARCH in
+x86_64) karch=x86_64 triple=x86_64-linux-gnu image=arch/x86/boot/bzImage system=x86_64 debarch=amd64 output_port=ttyS1 ;;
+i386) karch=i386 triple=i686-linux-gnu image=arch/x86/boot/bzImage system=i386 debarch=i386 output_port=ttyS1 ;;
+arm64) karch=arm64 triple=aarch64-linux-gnu image=arch/arm64/boot/Image system=aarch64 debarch=arm64 console_port=ttyAMA0 ;;
+riscv64) karch=riscv triple=riscv64-linux-gnu image=arch/riscv/boot/Image system=riscv64 debarch=riscv64 ;;
+s390x) karch=s390 triple=s390x-linux-gnu image=arch/s390/boot/bzImage system=s390x debarch=s390x console_port=ttysclp0 ;;
+*) echo "ARCH=$ARCH: there is no guest for it, only for $architectures" >&2; exit 1 ;;
+esac
+variant=$CONFIG
+[[ $ARCH == x86_64 ]] || variant=$ARCH-$CONFIG
+# Empty if gcc itself makes code for ARCH.
+cross=$triple-
+[[ $(gcc -dumpmachine 2> /dev/null) != "${triple%%-*}"-* ]] || cross=
+
 # A direct child of the source tree: then kbuild names the sources "../…", and
 # ccache finds the same objects for a clone in any other directory.
-obj=$tree/obj-x86_64-$CONFIG
-kernel=$obj/arch/x86/boot/bzImage
+obj=$tree/obj-$ARCH-$CONFIG
+kernel=$obj/$image
 headers=$obj/usr/include
-initramfs=${DPUT_INITRAMFS:-$build/initramfs-$CONFIG.cpio}
+initramfs=${DPUT_INITRAMFS:-$build/initramfs-$variant.cpio}
 logs=$build/logs
 prepared=$build/prepared
 [[ $DPUT_TREE == linux ]] || prepared+=-$DPUT_TREE

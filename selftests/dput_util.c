@@ -1232,14 +1232,30 @@ int swap_off(void)
 	return swapoff(swap_path);
 }
 
+#define THP_MAX		(64UL << 20)
+
 size_t thp_size(void)
 {
 	char buf[32];
+	size_t size;
 
 	if (setting_read("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size",
 			 buf, sizeof(buf)))
 		return 0;
-	return strtoul(buf, NULL, 0);
+	size = strtoul(buf, NULL, 0);
+	return size <= THP_MAX ? size : 0;
+}
+
+size_t mthp_size(void)
+{
+	return 16 * page_size();
+}
+
+void mthp_setting(char *path, size_t size)
+{
+	snprintf(path, size,
+		 "/sys/kernel/mm/transparent_hugepage/hugepages-%zukB/enabled",
+		 mthp_size() >> 10);
 }
 
 bool is_huge(pid_t pid, unsigned long addr, size_t len)

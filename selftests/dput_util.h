@@ -44,8 +44,13 @@
 #endif
 
 /* Nothing but the tests maps anything between ARENA and ARENA_END. */
+#if __SIZEOF_LONG__ == 8
 #define ARENA			(1UL << 37)
 #define ARENA_SIZE		(1UL << 32)
+#else
+#define ARENA			0x10000000UL
+#define ARENA_SIZE		0x90000000UL
+#endif
 #define ARENA_END		(ARENA + ARENA_SIZE)
 
 #define PM_SOFT_DIRTY		(1ULL << 55)
@@ -194,7 +199,11 @@ const char *swap_missing(void);
 int swap_on(void);
 int swap_off(void);
 
+/* 0 if there are no huge pages, or too big ones: 512 MiB with 64 KiB pages */
 size_t thp_size(void);
+/* Of the smaller large folios that tests ask for, and their setting */
+size_t mthp_size(void);
+void mthp_setting(char *path, size_t size);
 bool is_huge(pid_t pid, unsigned long addr, size_t len);
 
 /* A new file without a name: in memory, or in the current directory */

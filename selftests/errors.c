@@ -13,7 +13,7 @@
 #define NR	8
 
 #define ANON	(MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE)
-#define KERNEL_ADDR	0xffff800000000000UL
+#define KERNEL_ADDR	(-1UL << (__SIZEOF_LONG__ == 8 ? 47 : 30))
 
 #define MAX_MAP_COUNT	"/proc/sys/vm/max_map_count"
 

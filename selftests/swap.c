@@ -7,10 +7,10 @@
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
 
 #define AT(_n)		(ARENA + (_n) * ((1UL << 28) + 5 * page_size()))
-#define MTHP_SIZE	(64UL << 10)
+#define MTHP_SIZE	mthp_size()
 
 static char pmd_enabled[128];
-static const char mthp_enabled[] = THP "hugepages-64kB/enabled";
+static char mthp_enabled[128];
 
 static void __attribute__((constructor)) prepare(void)
 {
@@ -18,14 +18,15 @@ static void __attribute__((constructor)) prepare(void)
 		swap_prepare();
 	cgroup_prepare();
 	setting_save("/proc/sys/vm/page-cluster");
-	if (!thp_size())
-		return;
-	snprintf(pmd_enabled, sizeof(pmd_enabled), THP "hugepages-%zukB/enabled",
-		 thp_size() >> 10);
+	mthp_setting(mthp_enabled, sizeof(mthp_enabled));
 	setting_save(THP "enabled");
 	setting_save(THP "khugepaged/defrag");
-	setting_save(pmd_enabled);
 	setting_save(mthp_enabled);
+	if (thp_size()) {
+		snprintf(pmd_enabled, sizeof(pmd_enabled),
+			 THP "hugepages-%zukB/enabled", thp_size() >> 10);
+		setting_save(pmd_enabled);
+	}
 }
 
 enum kind { SMALL, MTHP, PMD };
@@ -61,14 +62,17 @@ SWAP_VARIANTS(PMD);
 
 static const char *kind_prepare(enum kind kind)
 {
-	if (!thp_size())
+	if (access(THP, F_OK))
 		return kind == SMALL ? NULL : "no transparent huge pages";
+	if (kind == PMD && !thp_size())
+		return "too big transparent huge pages";
 	if (setting_write(THP "enabled", kind == SMALL ? "never" : "madvise"))
 		return "cannot change the settings of huge pages";
 	setting_write(THP "khugepaged/defrag", "0");
-	setting_write(pmd_enabled, kind == PMD ? "inherit" : "never");
+	if (pmd_enabled[0])
+		setting_write(pmd_enabled, kind == PMD ? "inherit" : "never");
 	if (setting_write(mthp_enabled, kind == MTHP ? "madvise" : "never") && kind == MTHP)
-		return "no huge pages of 64 KiB";
+		return "no small huge pages";
 	return NULL;
 }
 

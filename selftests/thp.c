@@ -75,39 +75,41 @@ LARGE_FOLIO_VARIANT(MTHP, PUT_TWICE, 17);
 LARGE_FOLIO_VARIANT(MTHP, FORKED, 0);
 LARGE_FOLIO_VARIANT(MTHP, FORKED, 17);
 
-#define MTHP_SIZE	(64UL << 10)
+#define MTHP_SIZE	mthp_size()
 
 static char pmd_enabled[128];
-static const char mthp_enabled[] = THP "hugepages-64kB/enabled";
+static char mthp_enabled[128];
 
 static void __attribute__((constructor)) prepare(void)
 {
-	if (!thp_size())
-		return;
-	snprintf(pmd_enabled, sizeof(pmd_enabled), THP "hugepages-%zukB/enabled",
-		 thp_size() >> 10);
+	mthp_setting(mthp_enabled, sizeof(mthp_enabled));
 	setting_save(THP "enabled");
 	setting_save(THP "defrag");
 	setting_save(THP "khugepaged/defrag");
-	setting_save(pmd_enabled);
 	setting_save(mthp_enabled);
+	if (thp_size()) {
+		snprintf(pmd_enabled, sizeof(pmd_enabled),
+			 THP "hugepages-%zukB/enabled", thp_size() >> 10);
+		setting_save(pmd_enabled);
+	}
 	cgroup_prepare();
 }
 
 /* NULL, or why there are no such folios here */
 static const char *folios_prepare(enum folio_kind kind)
 {
-	if (!thp_size())
-		return "no transparent huge pages";
+	if (kind == PMD && !thp_size())
+		return "no transparent huge pages, or too big ones";
 	if (setting_write(THP "enabled", "madvise"))
 		return "cannot change the settings of huge pages: needs root";
 	setting_write(THP "defrag", "always");
 	/* What is huge must not change behind the test's back. */
 	setting_write(THP "khugepaged/defrag", "0");
-	if (setting_write(pmd_enabled, kind == PMD ? "inherit" : "never") && kind != PMD)
+	if (pmd_enabled[0] && setting_write(pmd_enabled, kind == PMD ? "inherit" : "never") &&
+	    kind != PMD)
 		return "no sizes of huge pages to choose from";
 	if (kind == MTHP && setting_write(mthp_enabled, "madvise"))
-		return "no huge pages of 64 KiB";
+		return "no small huge pages";
 	return NULL;
 }
 
