@@ -204,8 +204,9 @@ TEST_F_TIMEOUT(faults, each_allocation, 300)
 		}
 	}
 	TH_LOG("%d allocations failed in turn", self->points);
-	/* To bring an older copy up to date takes next to no memory. */
-	EXPECT_LT(variant->again ? 0 : 3, self->points);
+	/* Small pages take next to no memory to bring up to date, and none to fail. */
+	if (!variant->again || variant->huge || variant->pinned)
+		EXPECT_LT(variant->again ? 0 : 3, self->points);
 }
 
 TEST_HARNESS_MAIN
