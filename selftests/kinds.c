@@ -1168,6 +1168,9 @@ TEST_F_TIMEOUT(kind, ragged, 120)
 		for (over = 0; over < 2; over++) {
 			int head, tail, old = over ? OLD : 0, err = 0;
 
+			/* What was sealed stays, and would be in the way. */
+			if (over && variant->state == sealed)
+				break;
 			if (way_begin(PASS, n))
 				return;
 			/* Or the call would wait for the userfaultfd's owner. */
