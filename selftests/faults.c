@@ -96,9 +96,11 @@ FIXTURE_VARIANT_ADD(faults, get_many) { .get = true, .many = true };
 FIXTURE_VARIANT_ADD(faults, within) { .within = true, .shift = 1 };
 FIXTURE_VARIANT_ADD(faults, within_over) { .within = true, .over = true, .ragged = 5 };
 FIXTURE_VARIANT_ADD(faults, within_again) { .within = true, .again = true, .over = true };
-FIXTURE_VARIANT_ADD(faults, within_again_pinned) {
+FIXTURE_VARIANT_ADD(faults, within_again_pinned)
+{
 	.within = true, .again = true, .over = true, .pinned = true,
 };
+
 FIXTURE_VARIANT_ADD(faults, within_huge) { .within = true, .huge = true };
 FIXTURE_VARIANT_ADD(faults, within_pinned) { .within = true, .pinned = true };
 
