@@ -191,7 +191,7 @@ checkpatch() {
 	if ! touched_files "$1" | grep -qv '^tools/testing/selftests/'; then
 		ignore+=,BIT_MACRO,BRACES,COMPLEX_MACRO,MACRO_ARG_PRECEDENCE,MACRO_ARG_REUSE,SPACING
 		ignore+=,MULTISTATEMENT_MACRO_USE_DO_WHILE,PREFER_DEFINED_ATTRIBUTE_MACRO,VOLATILE,ENOSYS
-		ignore+=,EMBEDDED_FUNCTION_NAME,STATIC_CONST_CHAR_ARRAY
+		ignore+=,EMBEDDED_FUNCTION_NAME,STATIC_CONST_CHAR_ARRAY,MACRO_WITH_FLOW_CONTROL
 	fi
 	# What goes to stderr is about the SPDX checker's own dependencies.
 	perl "$tree/scripts/checkpatch.pl" --root="$tree" --strict --no-summary --quiet \

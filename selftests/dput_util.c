@@ -1115,7 +1115,7 @@ long cgroup_number(const char *dir, const char *file, const char *key)
 	long ret = -1;
 	FILE *f;
 
-	snprintf(path, sizeof(path), "%s/%s", dir, file);
+	snprintf(path, sizeof(path), "%s/%s", dir ?: cgroup_dir, file);
 	f = fopen(path, "r");
 	while (f && ret < 0 && fgets(line, sizeof(line), f))
 		if (!key || (!strncmp(line, key, n) && line[n] == ' '))

@@ -187,7 +187,10 @@ void cgroup_delete(const char *dir);
 /* Without a @dir, the hierarchy's root */
 int cgroup_move(const char *dir, pid_t pid);
 int cgroup_write(const char *dir, const char *file, const char *val);
-/* A number in a file of the cgroup: the one after @key, if that is not NULL */
+/*
+ * A number in a file of the cgroup: the one after @key, if that is not NULL.
+ * Without a @dir, of the one that is entered.
+ */
 long cgroup_number(const char *dir, const char *file, const char *key);
 
 /*
