@@ -1376,3 +1376,32 @@ int pin_memory(unsigned long addr, size_t len)
 	}
 	return fd;
 }
+
+void slab_shrink(const char *name)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", name);
+	setting_write(path, "1");
+}
+
+long slab_objects(const char *name)
+{
+	char line[512], path[128];
+	FILE *f = fopen("/proc/slabinfo", "r");
+	size_t n = strlen(name);
+	long ret = -1;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, n) && line[n] == ' ')
+			ret = atol(line + n);
+	if (f)
+		fclose(f);
+	if (ret >= 0)
+		return ret;
+	/* It may have been merged with another one. */
+	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/objects", name);
+	if (setting_read(path, line, sizeof(line)))
+		return -1;
+	return atol(line);
+}

@@ -174,6 +174,10 @@ int setting_read(const char *path, char *buf, size_t size);
 int setting_write(const char *path, const char *val);
 int setting_restore(const char *path);
 
+/* Objects in use of a slab cache, or -1; what is free may count until it shrinks. */
+long slab_objects(const char *name);
+void slab_shrink(const char *name);
+
 /*
  * A cgroup of the test's own, in which its memory can be reclaimed. To be made
  * in a constructor; the others return NULL, or the reason why not.

@@ -37,40 +37,15 @@ static long pages(long def)
 /* Enough for 100,000 on a slow machine */
 #define SECONDS		3600
 
-/* Objects in use of a slab cache, or -1 */
-static long cache_objects(const char *name)
-{
-	char line[512], path[128];
-	FILE *f = fopen("/proc/slabinfo", "r");
-	size_t n = strlen(name);
-	long ret = -1;
-
-	while (f && fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, n) && line[n] == ' ')
-			ret = atol(line + n);
-	if (f)
-		fclose(f);
-	if (ret >= 0)
-		return ret;
-	/* It may have been merged with another one. */
-	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/objects", name);
-	if (setting_read(path, line, sizeof(line)))
-		return -1;
-	return atol(line);
-}
-
 /* What is free must not count as used. */
 static void caches_settle(void)
 {
-	char path[128];
 	int i;
 
 	/* Objects are freed by RCU; this waits for it. */
 	syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
-	for (i = 0; i < NR_CACHES; i++) {
-		snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", caches[i]);
-		setting_write(path, "1");
-	}
+	for (i = 0; i < NR_CACHES; i++)
+		slab_shrink(caches[i]);
 }
 
 static void caches_read(long *objects)
@@ -79,7 +54,7 @@ static void caches_read(long *objects)
 
 	caches_settle();
 	for (i = 0; i < NR_CACHES; i++)
-		objects[i] = cache_objects(caches[i]);
+		objects[i] = slab_objects(caches[i]);
 }
 
 /*
@@ -125,8 +100,8 @@ FIXTURE_SETUP(growth)
 {
 	if (!dput_supported())
 		SKIP(return, "dput() is not supported");
-	if (cache_objects("anon_vma") < 0 || cache_objects("anon_vma_chain") < 0 ||
-	    cache_objects("vm_area_struct") < 0)
+	if (slab_objects("anon_vma") < 0 || slab_objects("anon_vma_chain") < 0 ||
+	    slab_objects("vm_area_struct") < 0)
 		SKIP(return, "no numbers of slab objects: needs root and SLUB_DEBUG");
 	self->ps = page_size();
 	self->npages = 16;

@@ -2055,27 +2055,6 @@ static void run_some(const struct situation *s, const struct kind *k, struct rep
 	_exit(0);
 }
 
-static long cache_objects(const char *name)
-{
-	char line[512], path[96];
-	FILE *f = fopen("/proc/slabinfo", "r");
-	size_t n = strlen(name);
-	long ret = -1;
-
-	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", name);
-	setting_write(path, "1");
-	while (f && fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, n) && line[n] == ' ')
-			ret = atol(line + n);
-	if (f)
-		fclose(f);
-	if (ret >= 0)
-		return ret;
-	/* It may have been merged with another one. */
-	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/objects", name);
-	return setting_read(path, line, sizeof(line)) ? -1 : atol(line);
-}
-
 static long vmstat(const char *name)
 {
 	FILE *f = fopen("/proc/vmstat", "r");
@@ -2115,14 +2094,16 @@ static void left_read(long *n)
 	syscall(__NR_membarrier, 1 /* MEMBARRIER_CMD_GLOBAL */, 0, 0);
 	setting_read("/proc/sys/vm/stat_refresh", buf, sizeof(buf));
 	for (i = 0; i < NR_LEFT; i++) {
-		if (i <= VMA)
-			n[i] = cache_objects(left[i].name);
-		else if (i <= MLOCKED)
+		if (i <= VMA) {
+			slab_shrink(left[i].name);
+			n[i] = slab_objects(left[i].name);
+		} else if (i <= MLOCKED) {
 			n[i] = vmstat(left[i].name);
-		else if (i == KSM_PAGES)
+		} else if (i == KSM_PAGES) {
 			n[i] = ksm_read(left[i].name);
-		else
+		} else {
 			n[i] = cgroup_number(NULL, left[i].name, i == CGROUP_ANON ? "anon" : NULL);
+		}
 	}
 }
 
