@@ -15,11 +15,13 @@
 #include <linux/mempolicy.h>
 #include <linux/perf_event.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/prctl.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include "dput_util.h"
 
 #ifndef PR_SET_VMA
@@ -34,6 +36,7 @@
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
 #define HUGETLB		"/proc/sys/vm/nr_hugepages"
 #define NUMAB		"/proc/sys/kernel/numa_balancing"
+#define NUMAB_DEBUG	"/sys/kernel/debug/sched/numa_balancing/"
 #define UNPOISON	"/sys/kernel/debug/hwpoison/unpoison-pfn"
 #define SWAP_SIZE	(48UL << 20)
 
@@ -405,6 +408,93 @@ static int uffd_rwp(struct area *a)
 #endif
 }
 
+static long vmstat(const char *name)
+{
+	FILE *f = fopen("/proc/vmstat", "r");
+	char line[128];
+	size_t n = strlen(name);
+	long ret = -1;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, n) && line[n] == ' ')
+			ret = atol(line + n + 1);
+	if (f)
+		fclose(f);
+	return ret;
+}
+
+/* How often has NUMA balancing gone through this process's memory? */
+static long numa_scans(void)
+{
+	FILE *f = fopen("/proc/self/sched", "r");
+	char line[128];
+	long ret = -1;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, "mm->numa_scan_seq", 17))
+			ret = atol(strchr(line, ':') + 1);
+	if (f)
+		fclose(f);
+	return ret;
+}
+
+static int run_on_node(int node)
+{
+	unsigned int cpu, on;
+	cpu_set_t set;
+
+	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		CPU_ZERO(&set);
+		CPU_SET(cpu, &set);
+		if (!sched_setaffinity(0, sizeof(set), &set) && !getcpu(NULL, &on) &&
+		    (int)on == node)
+			return 0;
+	}
+	return -1;
+}
+
+/*
+ * Unmapped by NUMA balancing, for the next access to tell where it comes from. It does
+ * so with what is not on the node of a process with one thread.
+ */
+static int numa_hinting(struct area *a)
+{
+	long scans = numa_scans(), updates = vmstat("numa_pte_updates");
+	int nodes[512], status[512], ret = -1;
+	struct timespec start, now;
+	void *pages[512];
+	cpu_set_t set;
+	size_t i;
+
+	if (scans < 0 || access(NUMAB_DEBUG "scan_size_mb", F_OK) ||
+	    access("/sys/devices/system/node/node1", F_OK))
+		return no(a, "no NUMA balancing between two nodes");
+	for (i = 0; i < a->nr; i++) {
+		pages[i] = page_at(a, i);
+		nodes[i] = 1;
+	}
+	/* What is said of each page differs for the tails of a folio: ask again. */
+	if (sched_getaffinity(0, sizeof(set), &set) || run_on_node(0) ||
+	    syscall(__NR_move_pages, 0, a->nr, pages, nodes, status, MPOL_MF_MOVE) < 0 ||
+	    syscall(__NR_move_pages, 0, a->nr, pages, NULL, status, 0))
+		return -1;
+	for (i = 0; i < a->nr; i++)
+		if (status[i] != 1)
+			goto out;
+	/* It is the scheduler's tick that sets it off; once is from anywhere to the end. */
+	setting_write(NUMAB, "1");
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	do {
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	} while (numa_scans() < scans + 2 && now.tv_sec < start.tv_sec + 20);
+	setting_write(NUMAB, "0");
+	if (numa_scans() >= scans + 2 && vmstat("numa_pte_updates") > updates)
+		ret = 0;
+out:
+	sched_setaffinity(0, sizeof(set), &set);
+	return ret;
+}
+
 static int locked(struct area *a)
 {
 	return mlock((void *)a->addr, area_len(a));
@@ -519,6 +609,9 @@ KIND(uffd_wp_2m, .pages = "a", .map = map_folios, .folio = 2048 * KB, .nr = 512,
 KIND(uffd_rwp, .pages = "a", .state = uffd_rwp, .has = "ur", .blocks = READS);
 KIND(uffd_rwp_2m, .pages = "a", .map = map_folios, .folio = 2048 * KB, .nr = 512,
 	.state = uffd_rwp, .has = "ur", .blocks = READS);
+KIND(numa_hinting, .pages = "a", .state = numa_hinting);
+KIND(numa_hinting_2m, .pages = "a", .map = map_folios, .folio = 2048 * KB, .nr = 512,
+	.state = numa_hinting);
 
 KIND(locked, .pages = "a", .state = locked, .has = "lo");
 KIND(locked_on_fault, .pages = "az", .state = locked_on_fault, .has = "lf");
@@ -809,6 +902,9 @@ static void __attribute__((constructor)) prepare(void)
 	setting_save(THP "enabled");
 	setting_save(THP "khugepaged/defrag");
 	setting_save(NUMAB);
+	setting_save(NUMAB_DEBUG "scan_delay_ms");
+	setting_save(NUMAB_DEBUG "scan_period_min_ms");
+	setting_save(NUMAB_DEBUG "scan_size_mb");
 	for (i = 0; i < 3; i++) {
 		folio_path(path, sizeof(path), folios[i]);
 		setting_save(path);
@@ -816,6 +912,10 @@ static void __attribute__((constructor)) prepare(void)
 	/* What is there must not change by itself. */
 	setting_write(NUMAB, "0");
 	setting_write(THP "khugepaged/defrag", "0");
+	/* When asked, at once: a process takes these when it is created. */
+	setting_write(NUMAB_DEBUG "scan_delay_ms", "1");
+	setting_write(NUMAB_DEBUG "scan_period_min_ms", "1");
+	setting_write(NUMAB_DEBUG "scan_size_mb", "16");
 }
 
 static void __attribute__((destructor)) cleanup(void)
@@ -1872,6 +1972,27 @@ TEST_F(special, write_through_pin)
 	}
 }
 
+/*
+ * What NUMA balancing has unmapped is so in the copy. (A fault there may move the
+ * page, which maps it in the source again.)
+ */
+TEST_F(special, numa_hinting_faults)
+{
+	struct area a = { .addr = S, .nr = NR };
+	long faults;
+
+	if (peer_call(self->src, (peer_fn)numa_hinting, &a, sizeof(a))) {
+		ASSERT_NE(0, a.why[0])
+			TH_LOG("nothing was unmapped");
+		SKIP(return, "%s", a.why);
+	}
+	ASSERT_EQ(0, peer_dput(self->src, S, self->dst, D, self->len, 0));
+	faults = vmstat("numa_hint_faults");
+	EXPECT_EQ(-1, peer_check(self->dst, D, NR, 0, 1, ANON));
+	EXPECT_LE(faults + (long)NR, vmstat("numa_hint_faults"));
+	EXPECT_EQ(-1, peer_check(self->src, S, NR, 0, 1, ANON));
+}
+
 struct migrate_arg {
 	pid_t pid;
 	unsigned long addr, nr;
@@ -1891,21 +2012,6 @@ static void __noreturn migrate_for_ever(struct migrate_arg *a)
 		}
 		syscall(__NR_move_pages, a->pid, a->nr, pages, nodes, status, MPOL_MF_MOVE_ALL);
 	}
-}
-
-static long vmstat(const char *name)
-{
-	FILE *f = fopen("/proc/vmstat", "r");
-	char line[128];
-	size_t n = strlen(name);
-	long ret = -1;
-
-	while (f && fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, n) && line[n] == ' ')
-			ret = atol(line + n + 1);
-	if (f)
-		fclose(f);
-	return ret;
 }
 
 static long migrated(void)
