@@ -75,7 +75,10 @@ FIXTURE_VARIANT(faults)
 	bool again;		/* that is an older copy (implies over) */
 	int ragged;		/* bytes left out at either end */
 	bool many;		/* a mapping for each page */
-	bool pinned;		/* all pages are pinned, and have to be copied */
+	bool pinned;		/* all pages are pinned, and have to be copied, */
+	int pinned_from;	/* or all from this one on */
+	bool two;		/* mappings, half and half */
+	int first, nr;		/* only these pages; default: all */
 };
 
 FIXTURE_VARIANT_ADD(faults, put) { .shift = 0 };
@@ -90,6 +93,29 @@ FIXTURE_VARIANT_ADD(faults, put_again) { .again = true, .over = true };
 FIXTURE_VARIANT_ADD(faults, put_again_ragged) { .again = true, .over = true, .ragged = 5 };
 FIXTURE_VARIANT_ADD(faults, put_again_pinned) { .again = true, .over = true, .pinned = true };
 FIXTURE_VARIANT_ADD(faults, put_again_huge) { .again = true, .over = true, .huge = true };
+/* Of one of the two mappings, no more than a page */
+FIXTURE_VARIANT_ADD(faults, put_again_from_the_last)
+{
+	.again = true, .over = true, .pinned = true, .pinned_from = 4,
+	.two = true, .first = 3, .nr = 5,
+};
+
+FIXTURE_VARIANT_ADD(faults, put_again_to_the_first)
+{
+	.again = true, .over = true, .pinned = true, .two = true, .nr = 5,
+};
+
+FIXTURE_VARIANT_ADD(faults, put_again_to_the_first_pinned)
+{
+	.again = true, .over = true, .pinned = true, .pinned_from = 4,
+	.two = true, .nr = 5,
+};
+
+FIXTURE_VARIANT_ADD(faults, put_again_one_page)
+{
+	.again = true, .over = true, .pinned = true, .first = 3, .nr = 1,
+};
+
 FIXTURE_VARIANT_ADD(faults, get_again) { .again = true, .over = true, .get = true };
 FIXTURE_VARIANT_ADD(faults, get_over) { .get = true, .over = true };
 FIXTURE_VARIANT_ADD(faults, get_many) { .get = true, .many = true };
@@ -134,8 +160,12 @@ FIXTURE_SETUP(faults)
 	for (i = 1; variant->many && i < 8; i += 2)
 		ASSERT_EQ(0, peer_mprotect(self->src, SRC + i * self->ps, self->ps,
 					   PROT_READ));
+	if (variant->two)
+		ASSERT_EQ(0, peer_madvise(self->src, SRC + self->len / 2, self->len / 2,
+					  MADV_DONTDUMP));
 	if (variant->pinned)
-		ASSERT_LE(0, pin_memory(SRC, self->len));
+		ASSERT_LE(0, pin_memory(SRC + variant->pinned_from * self->ps,
+					self->len - variant->pinned_from * self->ps));
 }
 
 FIXTURE_TEARDOWN(faults)
@@ -145,13 +175,30 @@ FIXTURE_TEARDOWN(faults)
 	close(fail_fd);
 }
 
+/* As peer_verify(), for a part of what was filled. */
+static ssize_t verify_part(struct peer *p, unsigned long base, size_t off, size_t len,
+			   unsigned int seed)
+{
+	char *want = malloc(2 * len + 1), *got = want + len;
+	ssize_t bad = -1;
+
+	pattern(want, len, off, seed);
+	if (len && (peer_read(p, base + off, got, len) || memcmp(want, got, len)))
+		bad = off;
+	free(want);
+	return bad;
+}
+
 TEST_F_TIMEOUT(faults, each_allocation, 300)
 {
 	unsigned long dst = DST + self->shift, ragged = variant->ragged;
-	unsigned long start = dst, end = dst + self->len;
+	unsigned long from = variant->first * self->ps;
+	size_t n = variant->nr ? variant->nr * self->ps : self->len, rest;
+	unsigned long start = dst + from, end = start + n;
 	int nth, ret, err, mapped;
 	bool pending;
 
+	rest = self->len - from - n;
 	if (ragged) {
 		start += self->ps;
 		end -= self->ps;
@@ -167,19 +214,19 @@ TEST_F_TIMEOUT(faults, each_allocation, 300)
 			ASSERT_EQ(0, peer_fill(self->dst, dst, self->len, 2));
 
 		ASSERT_EQ(0, fail_nth(nth));
-		ret = peer_dput(self->src, SRC + ragged, self->dst, dst + ragged,
-				self->len - 2 * ragged, 0);
+		ret = peer_dput(self->src, SRC + from + ragged, self->dst,
+				dst + from + ragged, n - 2 * ragged, 0);
 		err = errno;
 		pending = fail_pending();
 		ASSERT_EQ(0, fail_nth(0));
 
 		ASSERT_EQ(-1, peer_verify(self->src, SRC, self->len, 1));
+		/* What is not in the range is as it was. */
+		ASSERT_EQ(-1, verify_part(self->dst, dst, 0, from, 2));
+		ASSERT_EQ(-1, verify_part(self->dst, dst, from + n, rest, 2));
 		if (!ret) {
-			char want[5], got[5];
-
-			pattern(want, 5, ragged, 1);
-			ASSERT_EQ(0, peer_read(self->dst, dst + ragged, got, 5));
-			ASSERT_EQ(0, memcmp(want, got, 5));
+			ASSERT_EQ(-1, verify_part(self->dst, dst, from + ragged,
+						  n - 2 * ragged, 1));
 			if (pending)
 				break;
 			continue;	/* it did without that allocation */
@@ -193,7 +240,7 @@ TEST_F_TIMEOUT(faults, each_allocation, 300)
 		if (!variant->over)
 			ASSERT_EQ(0, mapped);
 		if (mapped) {
-			ASSERT_EQ(-1, peer_verify(self->dst, dst, self->len, 2));
+			ASSERT_EQ(-1, verify_part(self->dst, dst, from, n, 2));
 		} else if (variant->over && ragged) {
 			char want[8], got[8];
 

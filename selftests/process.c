@@ -427,6 +427,19 @@ static void __noreturn copy_for_ever(int src, int dst, size_t len, int fd)
 	}
 }
 
+/* Copy all of it, and then one page of that again and again. */
+static void __noreturn copy_page_for_ever(int src, int dst, size_t len, int fd)
+{
+	const size_t ps = page_size(), off = KILL_PAGES / 2 * ps;
+	char byte = 0;
+
+	if (sys_dput(src, SRC, dst, DST, len, 0) || write(fd, &byte, 1) != 1)
+		_exit(255);
+	for (;;)
+		if (sys_dput(src, SRC + off, dst, DST + off, ps, 0))
+			_exit(errno);
+}
+
 static int mapping_sizes_kb(pid_t pid, long *sum)
 {
 	char *maps = proc_maps(pid, 0, -1UL << 30), *c, *next;
@@ -512,6 +525,43 @@ TEST_F_TIMEOUT(killed, at_any_moment, 120)
 	}
 	TH_LOG("%ld times unmapped, %ld the first image, %ld the second", seen[0], seen[1],
 	       seen[2]);
+}
+
+/* Nor is anything else lost of a copy of which a page is being put again. */
+TEST_F_TIMEOUT(killed, one_page, 120)
+{
+	unsigned int state = env_number("DPUT_SEED", 1);
+	long i, n = iterations(60), sizes;
+	int status, fds[2];
+	char byte;
+	pid_t pid;
+
+	for (i = 0; i < n; i++) {
+		struct timespec ts = { .tv_nsec = rand_r(&state) % 2000000 };
+
+		ASSERT_EQ(0, pipe(fds));
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			copy_page_for_ever(variant->from_caller ? PIDFD_SELF :
+					   self->src.pidfd, self->dst.pidfd,
+					   self->len, fds[1]);
+		}
+		close(fds[1]);
+		ASSERT_EQ(1, read(fds[0], &byte, 1));
+		close(fds[0]);
+		nanosleep(&ts, NULL);
+		kill(pid, SIGKILL);
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		ASSERT_TRUE(WIFSIGNALED(status))
+			TH_LOG("dput: %s", strerror(WEXITSTATUS(status)));
+
+		ASSERT_EQ(1, proc_mapped(self->dst.pid, DST, self->len));
+		ASSERT_EQ(-1, peer_check(&self->dst, DST, KILL_PAGES, 0, 1, 1));
+		ASSERT_EQ(0, mapping_sizes_kb(self->dst.pid, &sizes));
+		EXPECT_EQ(sizes, proc_status_kb(self->dst.pid, "VmSize"));
+	}
 }
 
 TEST_HARNESS_MAIN

@@ -448,6 +448,29 @@ TEST_F(refresh, ragged)
 	EXPECT_REFRESHED();
 }
 
+/*
+ * As many pages on both sides, and yet it is no older copy: there is something in
+ * place of a hole, and nothing where the range ends.
+ */
+TEST_F(refresh, no_older_copy)
+{
+	const size_t n = self->npages / 2, hole = 5 * self->ps;
+	char want[7], got[7];
+
+	peer_munmap(self->src, self->s + hole, self->ps);
+	peer_munmap(self->dst, self->d, self->len);
+	ASSERT_EQ(0, peer_dput(self->src, self->s, self->dst, self->d, n * self->ps,
+			       DPUT_HOLES));
+	ASSERT_EQ(0, proc_mapped(self->dst->pid, self->d + hole, self->ps));
+	ASSERT_EQ(0, peer_map(self->dst, self->d + hole, self->ps, PROT_READ));
+	ASSERT_EQ(0, peer_dput(self->src, self->s, self->dst, self->d, n * self->ps + 7,
+			       DPUT_HOLES));
+	EXPECT_EQ(0, proc_mapped(self->dst->pid, self->d + hole, self->ps));
+	ASSERT_EQ(0, peer_read(self->src, self->s + n * self->ps, want, 7));
+	EXPECT_EQ(0, peer_read(self->dst, self->d + n * self->ps, got, 7));
+	EXPECT_EQ(0, memcmp(want, got, 7));
+}
+
 TEST_F(refresh, fork_of_copy)
 {
 	struct peer grandchild;
