@@ -380,6 +380,25 @@ TEST_F(refresh, lazily_freed)
 	ASSERT_EQ(-1, peer_check(self->dst, self->d, self->npages, 0, 1, 5));
 }
 
+/* fork() copies what was given up as it is, to be dropped; dput() for good. */
+TEST_F(refresh, forked_when_lazily_freed)
+{
+	struct peer child;
+
+	if (variant->kind == FROM_FILE)
+		SKIP(return, "MADV_FREE is for anonymous memory");
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 5));
+	ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
+	ASSERT_EQ(0, peer_fork(self->src, &child));
+	ASSERT_EQ(0, peer_dput(self->src, self->s, &child, self->s, self->len, 0));
+	cgroup_reclaim("16M");
+	EXPECT_EQ(-1, peer_check(&child, self->s, self->npages, 0, 1, 5));
+	if (self->src == &self->me)
+		peer_stop(&child);
+	else
+		peer_stop_child(self->src, &child);
+}
+
 /* A pinned page stays the source's. */
 TEST_F(refresh, pinned)
 {
