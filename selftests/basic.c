@@ -911,7 +911,7 @@ TEST_F(dput, name_inherited)
 		SKIP(return, "no names: %s", strerror(errno));
 	ASSERT_DPUT(0, 4 * ps, 0);
 	maps = proc_maps(self->dst->pid, DST, DST + 4 * ps);
-	EXPECT_NE(NULL, strstr(maps, "[anon:dput-test]"));
+	EXPECT_TRUE(!!strstr(maps, "[anon:dput-test]"));
 	free(maps);
 }
 
@@ -1128,5 +1128,132 @@ TEST_F(dput, mremap_after)
 	ASSERT_EQ(0, peer_fill(self->src, to + (1UL << 24), len, 3));
 	EXPECT_EQ(-1, peer_verify(self->dst, to, len, 2));
 }
+
+/* Where mmap() maps nothing unless asked to: page tables may need more levels. */
+TEST_F(dput, high)
+{
+#if __SIZEOF_LONG__ == 8
+	const unsigned long to[] = { DST + (1UL << 43), DST + (1UL << 54) };
+	size_t len = 8 * self->ps;
+	struct peer probe, child;
+	int i, n;
+
+	ASSERT_EQ(0, peer_start(&probe));
+	for (n = 0; n < 2 && !peer_map(&probe, to[n], len, RW); n++)
+		;
+	peer_stop(&probe);
+	if (!n)
+		SKIP(return, "no address is so high");
+	MAP_FILLED(self->src, SRC, len, 1);
+	for (i = 0; i < n; i++) {
+		/* Ragged, so that a page is mapped, too */
+		ASSERT_EQ(0, peer_dput(self->src, SRC, self->dst, to[i], len - 8, 0));
+		EXPECT_EQ(-1, peer_verify(self->dst, to[i], len - 8, 1));
+		ASSERT_EQ(0, peer_fill(self->dst, to[i], len, 2));
+		EXPECT_EQ(-1, peer_verify(self->src, SRC, len, 1));
+		ASSERT_EQ(0, peer_fork(self->dst, &child));
+		EXPECT_EQ(-1, peer_verify(&child, to[i], len, 2));
+		peer_kill(&child);
+		/* And back */
+		ASSERT_EQ(0, peer_dput(self->dst, to[i], self->src, SRC, len - 8, 0));
+		EXPECT_EQ(-1, peer_verify(self->src, SRC, len - 8, 2));
+		ASSERT_EQ(0, peer_fill(self->src, SRC, len, 1));
+	}
+#else
+	SKIP(return, "no address is so high");
+#endif
+}
+
+#ifdef __aarch64__
+
+#ifndef PROT_MTE
+#define PROT_MTE		0x20
+#endif
+#define TAG_BYTES		16
+
+static unsigned long tag_of(size_t granule, unsigned long seed)
+{
+	return (granule * 7 + (granule >> 8) + seed) & 15;
+}
+
+/* Tags of memory: of each 16 bytes, by a number */
+static long op_set_tags(void *arg)
+{
+	unsigned long *a = arg, i;
+
+	for (i = 0; i < a[1] / TAG_BYTES; i++) {
+		unsigned long p = (a[0] + i * TAG_BYTES) | tag_of(i, a[2]) << 56;
+
+		asm volatile(".arch_extension memtag\n\tstg %0, [%0]" : : "r" (p) : "memory");
+	}
+	return 0;
+}
+
+/* The first that is wrong, or -1 */
+static long op_check_tags(void *arg)
+{
+	unsigned long *a = arg, i;
+
+	for (i = 0; i < a[1] / TAG_BYTES; i++) {
+		unsigned long p = a[0] + i * TAG_BYTES, tagged = p;
+
+		asm volatile(".arch_extension memtag\n\tldg %0, [%1]" : "+r" (tagged) : "r" (p));
+		if ((tagged >> 56 & 15) != tag_of(i, a[2]))
+			return i;
+	}
+	return -1;
+}
+
+static long set_tags(struct peer *p, unsigned long addr, size_t len, unsigned long seed)
+{
+	unsigned long a[] = { addr, len, seed };
+
+	return peer_call(p, op_set_tags, a, sizeof(a));
+}
+
+static long check_tags(struct peer *p, unsigned long addr, size_t len, unsigned long seed)
+{
+	unsigned long a[] = { addr, len, seed };
+
+	return peer_call(p, op_check_tags, a, sizeof(a));
+}
+
+/* Tags are part of the memory: they are copied with it, and then each side's own. */
+TEST_F(dput, memory_tags)
+{
+	struct pin_arg pin = { SRC, 2 * self->ps };
+	unsigned long ps = self->ps;
+	size_t len = 4 * ps;
+	int i;
+
+	if (peer_mmap(self->src, SRC, len, RW | PROT_MTE, MAP_PRIVATE | MAP_ANONYMOUS |
+		      MAP_FIXED_NOREPLACE, -1) != SRC)
+		SKIP(return, "no memory tagging: %s", strerror(errno));
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, peer_fill(self->src, SRC, len, 1));
+		ASSERT_EQ(0, set_tags(self->src, SRC, len, 1));
+		/* At the second time, some pages are pinned, and so copied at once. */
+		if (i)
+			ASSERT_LE(0, peer_call(self->src, op_pin, &pin, sizeof(pin)));
+		ASSERT_DPUT(0, len, 0);
+		EXPECT_TRUE(proc_vmflag(self->dst->pid, DST, "mt"));
+		EXPECT_EQ(-1, check_tags(self->dst, DST, len, 1));
+		/* Either side's write leaves them alone, ... */
+		ASSERT_EQ(0, peer_fill(self->dst, DST, 3 * ps, 2));
+		EXPECT_EQ(-1, check_tags(self->dst, DST, len, 1));
+		ASSERT_EQ(0, peer_fill(self->src, SRC + ps, 3 * ps, 3));
+		EXPECT_EQ(-1, check_tags(self->src, SRC, len, 1));
+		/* ... and they can be changed without the other's seeing it. */
+		ASSERT_EQ(0, set_tags(self->dst, DST, len, 5));
+		EXPECT_EQ(-1, check_tags(self->src, SRC, len, 1));
+		ASSERT_EQ(0, set_tags(self->src, SRC, len, 6));
+		EXPECT_EQ(-1, check_tags(self->dst, DST, len, 5));
+	}
+	/* Bytes are copied without the tags, which are of 16 bytes. */
+	ASSERT_DPUT(8, 16, 0);
+	EXPECT_EQ(-1, check_tags(self->dst, DST, len, 5));
+}
+
+#endif /* __aarch64__ */
 
 TEST_HARNESS_MAIN

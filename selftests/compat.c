@@ -9,6 +9,8 @@
 #include <sys/uio.h>
 #include "dput_util.h"
 
+#ifdef __x86_64__
+
 /* In i386's table */
 #define NR32_MMAP2	192
 #define NR32_MUNMAP	91
@@ -303,9 +305,8 @@ TEST_F(compat, outside)
 static int int80_dput(unsigned long src_fd, unsigned long src, unsigned long dst_fd,
 		      unsigned long dst, unsigned long len)
 {
-	long ret = -ENOSYS;
+	long ret;
 
-#ifdef __x86_64__
 	/* The sixth argument is in %ebp; stay away from the red zone. */
 	asm volatile("lea -128(%%rsp), %%rsp\n\t"
 		     "push %%rbp\n\t"
@@ -317,7 +318,6 @@ static int int80_dput(unsigned long src_fd, unsigned long src, unsigned long dst
 		     : "a" ((1UL << 40) + __NR_dput), "b" (src_fd), "c" (src), "d" (dst_fd),
 		       "S" (dst), "D" (len)
 		     : "memory", "cc", "r8", "r9", "r10", "r11");
-#endif
 	if ((int)ret < 0) {
 		errno = -(int)ret;
 		return -1;
@@ -336,5 +336,14 @@ TEST_F(compat, entry_from_64_bit_code)
 	EXPECT_EQ(-1, int80_dput(PIDFD_SELF, LOW, PIDFD_SELF, LOW, self->len));
 	EXPECT_EQ(EINVAL, errno);
 }
+
+#else
+
+TEST(compat)
+{
+	SKIP(return, "only for x86-64");
+}
+
+#endif /* __x86_64__ */
 
 TEST_HARNESS_MAIN

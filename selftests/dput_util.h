@@ -52,6 +52,8 @@
 #define ARENA_SIZE		0x90000000UL
 #endif
 #define ARENA_END		(ARENA + ARENA_SIZE)
+/* Beyond all that a process has mapped, but for x86-64's vsyscall page */
+#define MAPS_END		(-1UL << (__SIZEOF_LONG__ == 8 ? 30 : 12))
 
 #define PM_SOFT_DIRTY		(1ULL << 55)
 #define PM_SWAP			(1ULL << 62)

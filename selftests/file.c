@@ -219,7 +219,7 @@ TEST_F(file, written_back)
 	ASSERT_EQ(0, DPUT(SRC, DST, NR * self->ps, 0));
 	EXPECT_IMAGE(self->dst, DST, 0, NR);
 	shared = mmap(NULL, NR * self->ps, RW, MAP_SHARED, self->fd, 0);
-	ASSERT_NE(MAP_FAILED, shared);
+	ASSERT_TRUE(shared != MAP_FAILED);
 	for (i = 0; i < NR; i++)
 		memcpy(shared + i * self->ps, file_page(self->ps, i, 6), self->ps);
 	ASSERT_EQ(0, msync(shared, NR * self->ps, MS_SYNC));

@@ -451,7 +451,7 @@ TEST_F(map_count, boundary)
 			ASSERT_EQ(0, peer_map(dst, DST + i * self->ps, variant->old * self->ps,
 					      i / variant->old % 2 ? RW : PROT_READ));
 		}
-		now = proc_count_vmas(dst->pid, 0, -1UL << 30);
+		now = proc_count_vmas(dst->pid, 0, MAPS_END);
 		ASSERT_EQ(0, snapshot_take(&before, dst));
 		snprintf(val, sizeof(val), "%d", now + slack);
 		ASSERT_EQ(0, setting_write(MAX_MAP_COUNT, val));
@@ -464,7 +464,7 @@ TEST_F(map_count, boundary)
 		} else {
 			good++;
 			EXPECT_EQ(-1, peer_verify(dst, at, len, 1));
-			EXPECT_EQ(now + variant->more, proc_count_vmas(dst->pid, 0, -1UL << 30));
+			EXPECT_EQ(now + variant->more, proc_count_vmas(dst->pid, 0, MAPS_END));
 			if (variant->more > 0) {
 				EXPECT_LE(variant->more, slack);
 			}

@@ -1264,7 +1264,7 @@ static void pick_dput(struct op *op)
 	if (percent(2))
 		op->dst += 1 + below(ps - 1);
 	if (percent(1))
-		*(percent(50) ? &op->src : &op->dst) |= 1UL << 63;
+		*(percent(50) ? &op->src : &op->dst) |= ~(-1UL >> 1);
 	if (percent(1))
 		op->len = percent(50) ? 0 : -below(size);
 }

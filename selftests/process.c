@@ -442,7 +442,7 @@ static void __noreturn copy_page_for_ever(int src, int dst, size_t len, int fd)
 
 static int mapping_sizes_kb(pid_t pid, long *sum)
 {
-	char *maps = proc_maps(pid, 0, -1UL << 30), *c, *next;
+	char *maps = proc_maps(pid, 0, MAPS_END), *c, *next;
 	unsigned long s, e;
 
 	*sum = 0;

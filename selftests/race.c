@@ -696,24 +696,45 @@ TEST_F_TIMEOUT(end, execve, LONG)
 	}
 }
 
-/* Where execve() sets up the stack, before it moves it to a random address: STACK_TOP_MAX */
+/*
+ * Where execve() sets up the stack, before it moves it to a random address:
+ * STACK_TOP_MAX, or 0 if it is not known.
+ */
+static unsigned long stack_top(void)
+{
 #if defined(__x86_64__)
-#define STACK_TOP	((1UL << 47) - page_size())
+	return (1UL << 47) - page_size();
 #elif defined(__aarch64__)
-#define STACK_TOP	(1UL << 48)
+	return 1UL << 48;
 #elif defined(__riscv) && __riscv_xlen == 64
-#define STACK_TOP	(1UL << 47)
+	/* By the levels of page tables that the machine has */
+	static const int bits[] = { 56, 47, 38 };
+	unsigned long len = page_size(), top;
+	size_t i;
+	void *p;
+
+	for (i = 0; i < ARRAY_SIZE(bits); i++) {
+		top = 1UL << bits[i];
+		p = mmap((void *)(top - len), len, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		if (p != MAP_FAILED)
+			munmap(p, len);
+		if (p != MAP_FAILED || errno == EEXIST)
+			return top;
+	}
+	return 0;
 #elif defined(__s390x__)
-#define STACK_TOP	(1UL << 42)
+	return 1UL << 42;
 #elif __SIZEOF_LONG__ == 4
-#define STACK_TOP	0xc0000000UL
+	return 0xc0000000UL;
 #else
-#define STACK_TOP	0
+	return 0;
 #endif
+}
 
 TEST_F_TIMEOUT(end, execve_stack, LONG)
 {
-	unsigned long top = STACK_TOP;
+	unsigned long top = stack_top();
 	size_t len = 32 * page_size();
 
 	if (variant->is_source)
@@ -872,7 +893,7 @@ FIXTURE_SETUP(pressure)
 	ASSERT_EQ(0, peer_start(&self->a));
 	ASSERT_EQ(0, peer_start(&self->b));
 	self->done = mmap(NULL, page_size(), RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(MAP_FAILED, self->done);
+	ASSERT_TRUE(self->done != MAP_FAILED);
 	if (variant->mask & 1U << P_RECLAIM) {
 		ASSERT_EQ(0, swap_on());
 		self->swap = true;

@@ -127,7 +127,7 @@ static bool read_all(struct peer *p, unsigned long addr, char *buf, size_t len)
 /* Does the destination hold what the source does? */
 static bool same(struct __test_metadata *_metadata, FIXTURE_DATA(refresh) * self)
 {
-	size_t off;
+	unsigned long off;
 
 	if (!read_all(self->src, self->s, self->a, self->len) ||
 	    !read_all(self->dst, self->d, self->b, self->len)) {
@@ -136,7 +136,7 @@ static bool same(struct __test_metadata *_metadata, FIXTURE_DATA(refresh) * self
 	}
 	for (off = 0; off < self->len; off += self->ps) {
 		if (memcmp(self->a + off, self->b + off, self->ps)) {
-			TH_LOG("page %zu differs", off / self->ps);
+			TH_LOG("page %lu differs", off / self->ps);
 			return false;
 		}
 	}
