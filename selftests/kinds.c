@@ -43,6 +43,7 @@
 #define PM_UFFD_WP	(1ULL << 57)
 
 #define FIXED		(MAP_PRIVATE | MAP_FIXED_NOREPLACE)
+#define PMD_SIZED	1UL		/* for .folio: as large as huge pages are here */
 #define NR		16UL		/* pages of a kind, unless it says otherwise */
 
 /* Who stamped a page */
@@ -92,7 +93,7 @@ FIXTURE_VARIANT(kind)
 	const char *has;		/* this flag in smaps, or it was not made */
 	size_t nr;			/* pages */
 	size_t eof;			/* pages that the file has */
-	size_t folio;			/* size of the folios */
+	size_t folio;			/* size of the folios, or PMD_SIZED */
 	enum blocked blocks;
 	int edge_err;			/* of a partial page: default EFAULT */
 	bool swap;			/* needs some */
@@ -228,13 +229,13 @@ static int read_all(struct area *a)
 static int in_large_folios(struct area *a)
 {
 	const FIXTURE_VARIANT(kind) *k = a->kind;
+	size_t size = k->folio == PMD_SIZED ? thp_size() : k->folio, i;
 	unsigned long pfn;
-	size_t i;
 
 	for (i = 0; i < a->nr; i++) {
 		pfn = proc_pfn(getpid(), (unsigned long)page_at(a, i));
 		if (!pfn || !(kpageflags(pfn) & KPF_THP) ||
-		    !(kpageflags(pfn) & (i * page_size() % k->folio ?
+		    !(kpageflags(pfn) & (i * page_size() % size ?
 					 KPF_COMPOUND_TAIL : KPF_COMPOUND_HEAD)))
 			return -1;
 	}
@@ -548,9 +549,9 @@ KIND(anon_noreserve, .pages = "az", .map = map_noreserve, .has = "nr");
 KIND(anon_16k, .pages = "a", .map = map_folios, .folio = 16 * KB, .state = in_large_folios);
 KIND(anon_64k, .pages = "a", .map = map_folios, .folio = 64 * KB, .nr = 64,
 	.state = in_large_folios);
-KIND(anon_2m, .pages = "a", .map = map_folios, .folio = 2048 * KB, .nr = 512,
+KIND(anon_huge, .pages = "a", .map = map_folios, .folio = PMD_SIZED,
 	.state = in_large_folios);
-KIND(anon_2m_zero_page, .pages = "z", .map = map_folios, .folio = 2048 * KB, .nr = 512,
+KIND(anon_huge_zero_page, .pages = "z", .map = map_folios, .folio = PMD_SIZED,
 	.state = read_all);
 KIND(heap, .pages = "az", .map = map_heap, .fixed = true);
 KIND(stack, .pages = "a", .map = map_stack, .has = "gd", .fixed = true);
@@ -580,14 +581,14 @@ KIND(tmpfs_some_written, .pages = "fa", .map = map_file, .where = TMPFS);
 KIND(swapped, .pages = "a", .state = swapped, .swap = true);
 KIND(swapped_64k, .pages = "a", .map = map_folios, .folio = 64 * KB, .state = swapped,
 	.swap = true);
-KIND(swapped_2m, .pages = "a", .map = map_folios, .folio = 2048 * KB, .nr = 512,
+KIND(swapped_huge, .pages = "a", .map = map_folios, .folio = PMD_SIZED,
 	.state = swapped, .swap = true);
 KIND(swapped_file, .pages = "a", .map = map_file, .where = DISK, .state = swapped,
 	.swap = true);
 KIND(swap_cache, .pages = "a", .state = in_swap_cache, .swap = true);
 KIND(ksm, .pages = "k", .state = ksm_merged, .has = "mg");
 KIND(pinned, .pages = "a", .state = pinned);
-KIND(pinned_2m, .pages = "a", .map = map_folios, .folio = 2048 * KB, .nr = 512,
+KIND(pinned_huge, .pages = "a", .map = map_folios, .folio = PMD_SIZED,
 	.state = pinned);
 KIND(pinned_file, .pages = "a", .map = map_file, .where = DISK, .state = pinned);
 KIND(guarded, .pages = "axz", .state = guarded, .has = "gu");
@@ -604,13 +605,13 @@ KIND(uffd_wp_swapped, .pages = "a", .state = uffd_wp_swapped, .has = "uw",
 	.blocks = WRITES, .swap = true);
 KIND(uffd_wp_file, .pages = "fa", .map = map_file, .where = MEMFD, .state = uffd_wp,
 	.has = "uw", .blocks = WRITES);
-KIND(uffd_wp_2m, .pages = "a", .map = map_folios, .folio = 2048 * KB, .nr = 512,
+KIND(uffd_wp_huge, .pages = "a", .map = map_folios, .folio = PMD_SIZED,
 	.state = uffd_wp, .has = "uw", .blocks = WRITES);
 KIND(uffd_rwp, .pages = "a", .state = uffd_rwp, .has = "ur", .blocks = READS);
-KIND(uffd_rwp_2m, .pages = "a", .map = map_folios, .folio = 2048 * KB, .nr = 512,
+KIND(uffd_rwp_huge, .pages = "a", .map = map_folios, .folio = PMD_SIZED,
 	.state = uffd_rwp, .has = "ur", .blocks = READS);
 KIND(numa_hinting, .pages = "a", .state = numa_hinting);
-KIND(numa_hinting_2m, .pages = "a", .map = map_folios, .folio = 2048 * KB, .nr = 512,
+KIND(numa_hinting_huge, .pages = "a", .map = map_folios, .folio = PMD_SIZED,
 	.state = numa_hinting);
 
 KIND(locked, .pages = "a", .state = locked, .has = "lo");
@@ -859,7 +860,9 @@ static const struct way {
 };
 
 #define NR_WAYS		ARRAY_SIZE(ways)
-#define STEP		(1UL << 26)	/* each way has addresses of its own */
+/* Each way has addresses of its own, which do not meet a 32-bit process' stack. */
+#define STEP		(1UL << (__SIZEOF_LONG__ == 8 ? 26 : 25))
+#define APART		(16 * STEP)
 
 static char swap_path[64];
 static const char *swap_error = "no swap file was made";
@@ -886,7 +889,7 @@ static void folio_path(char *path, size_t size, size_t folio)
 	snprintf(path, size, THP "hugepages-%zukB/enabled", folio >> 10);
 }
 
-static const size_t folios[] = { 16 * KB, 64 * KB, 2048 * KB };
+static size_t folios[] = { 16 * KB, 64 * KB, 0 };	/* and that of huge pages */
 
 static void __attribute__((constructor)) prepare(void)
 {
@@ -896,6 +899,7 @@ static void __attribute__((constructor)) prepare(void)
 	owner = getpid();
 	if (!dput_supported() || geteuid())
 		return;
+	folios[2] = thp_size();
 	swap_error = swap_make();
 	ksm_save();
 	setting_save(HUGETLB);
@@ -933,6 +937,8 @@ static const char *folios_prepare(size_t folio)
 
 	if (!thp_size())
 		return folio ? "no transparent huge pages" : NULL;
+	if (folio == PMD_SIZED)
+		folio = thp_size();
 	if (setting_write(THP "enabled", folio ? "madvise" : "never"))
 		return "cannot change the settings of huge pages";
 	for (i = 0; i < 3; i++) {
@@ -992,7 +998,9 @@ static int way_begin(ARGS, size_t n)
 	self->dst = w->dir == GET || w->dir == SELF ? &self->me :
 		    w->dir == BETWEEN ? &self->b : &self->a;
 	*a = (struct area){ .kind = variant, .nr = variant->nr ?: NR };
-	a->addr = ARENA + n * STEP + (1UL << 25);
+	if (variant->folio == PMD_SIZED)
+		a->nr = thp_size() / self->ps;
+	a->addr = ARENA + n * STEP + STEP / 2;
 	ret = peer_call(self->src, op_make, a, sizeof(*a));
 	if (ret && a->why[0])
 		SKIP(return -1, "%s", a->why);
@@ -1002,9 +1010,9 @@ static int way_begin(ARGS, size_t n)
 		return -1;
 	self->len = area_len(a);
 	self->d = w->place == SAME_PLACE ? a->addr :
-		  ARENA + (1UL << 30) + n * STEP + a->addr % thp_size() +
+		  ARENA + APART + n * STEP + (thp_size() ? a->addr % thp_size() : 0) +
 		  (w->place == ODD ? 7 * self->ps : 0);
-	self->e = ARENA + (2UL << 30) + n * STEP + 3 * self->ps;
+	self->e = ARENA + 2 * APART + n * STEP + 3 * self->ps;
 	return 0;
 }
 
@@ -1204,7 +1212,7 @@ static void check_image(ARGS)
 TEST_F_TIMEOUT(kind, image, 120)
 {
 	/* Large ones take longer, and are tested more in thp.c. */
-	FOR_EACH_WAY(n, variant->nr < 512) {
+	FOR_EACH_WAY(n, variant->folio != PMD_SIZED) {
 		if (way_begin(PASS, n))
 			return;
 		if (variant->within && self->src != self->dst)
@@ -1657,7 +1665,7 @@ REFUSED(secretmem, .map = map_secret, .edge_err = EFAULT);
 REFUSED(dontfork, .advice = MADV_DONTFORK);
 REFUSED(wipeonfork, .advice = MADV_WIPEONFORK);
 REFUSED(droppable, .map = map_droppable);
-REFUSED(hugetlb, .map = map_hugetlb, .nr = 512, .uncut = true);
+REFUSED(hugetlb, .map = map_hugetlb, .uncut = true);
 REFUSED(vdso, .map = map_vdso, .fixed = true, .uncut = true);
 REFUSED(vvar, .map = map_vvar, .fixed = true, .uncut = true, .edge_err = EFAULT);
 REFUSED(uprobe, .map = map_probed);
@@ -1718,14 +1726,16 @@ static int refused_begin(ARGS, struct peer *in, size_t n)
 	self->dst = w->dir == GET || w->dir == SELF ? &self->me :
 		    w->dir == BETWEEN ? &self->b : &self->a;
 	*a = (struct area){ .kind = variant, .nr = variant->nr ?: 1 };
-	a->addr = ARENA + n * STEP + (1UL << 25);
+	if (variant->map == map_hugetlb && thp_size())
+		a->nr = thp_size() / self->ps;
+	a->addr = ARENA + n * STEP + STEP / 2;
 	ret = peer_call(in ? in : self->src, op_make_refused, a, sizeof(*a));
 	if (ret && a->why[0])
 		SKIP(return -1, "%s", a->why);
 	EXPECT_EQ(0, ret)
 		TH_LOG("%s: it could not be made: %s", w->name, strerror(errno));
 	self->len = area_len(a);
-	self->d = ARENA + (1UL << 30) + n * STEP + 7 * self->ps;
+	self->d = ARENA + APART + n * STEP + 7 * self->ps;
 	return ret ? -1 : 0;
 }
 
