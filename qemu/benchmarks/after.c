@@ -2,13 +2,13 @@
 /* What follows a copy: the first writes, and the memory it takes. */
 #include "bench.h"
 
-#define SIZE	region(64 * MIB)
+#define SIZE	region(exact ? 64 * MIB : 16 * MIB)
 
 static void *fresh_touched(enum kind kind, size_t len)
 {
 	void *src = map(fresh_src(), len, kind);
 
-	touch(src, len, PAGE);
+	fill(src, len);
 	return src;
 }
 
@@ -19,7 +19,7 @@ static void first_writes(enum kind kind)
 
 	if (base_only)
 		return;
-	for (round = 0; round < (exact ? 2 : 7); round++) {
+	for (round = 0; round < (exact ? 2 : 5); round++) {
 		void *src = fresh_touched(kind, SIZE);
 		unsigned long dst = fresh_dst();
 
@@ -71,7 +71,7 @@ static void totals(enum kind kind)
 
 	if (base_only)
 		return;
-	for (round = 0; round < (exact ? 1 : 5); round++) {
+	for (round = 0; round < (exact ? 1 : 3); round++) {
 		void *src = fresh_touched(kind, SIZE);
 
 		for (i = 0; i < ARRAY_SIZE(percent); i++) {
@@ -79,7 +79,7 @@ static void totals(enum kind kind)
 			size_t step = x ? 100 / x * PAGE : 0;
 			unsigned long dst = fresh_dst();
 
-			touch(src, SIZE, PAGE);
+			fill(src, SIZE);
 			settle();
 			MEASURE("dput", x, {
 				dput_to(&peer, dst, src, SIZE);

@@ -62,6 +62,9 @@ void *map_file(void *at, size_t len, int fd, int flags);
 int new_memfd(size_t len);
 void unmap(void *at, size_t len);
 void touch(void *at, size_t len, size_t step);		/* a write each */
+/* To prepare, without a fault each: */
+void populate(void *at, size_t len);
+void fill(void *at, size_t len);			/* no page like another */
 void set_mthp(bool on);					/* 64 KiB */
 
 /* ---- The peer: a process that was started before there was any data ---- */
@@ -74,7 +77,7 @@ struct peer {
 extern struct peer peer;
 
 enum peer_op {
-	P_MAP, P_UNMAP, P_TOUCH, P_READ, P_PIPE, P_SHARED, P_SUM, P_STALL,
+	P_MAP, P_UNMAP, P_TOUCH, P_FILL, P_READ, P_PIPE, P_SHARED, P_SUM, P_STALL,
 	P_STALLED, P_EXIT
 };
 
@@ -103,6 +106,7 @@ void reap(pid_t pid);
 
 void stall_start(void *at, size_t len);
 uint64_t stall_end(void);
+void longest_stalls(void);		/* of a fault during a call */
 
 /* ---- Cases ---- */
 

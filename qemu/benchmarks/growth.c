@@ -6,7 +6,7 @@
 
 static int rounds(void)
 {
-	return exact ? 2 : 7;
+	return exact ? 4 : 3;
 }
 
 /* [at, at + len) as nr mappings that cannot be joined. */
@@ -15,7 +15,7 @@ static void map_many(void *at, size_t len, unsigned int nr)
 	size_t each = len / nr, i;
 
 	map(at, len, SMALL);
-	touch(at, len, PAGE);
+	fill(at, len);
 	for (i = 1; i < nr; i += 2)
 		if (mprotect((char *)at + i * each, each, PROT_READ))
 			err(2, "mprotect");
@@ -27,8 +27,6 @@ static void vmas_in_range(void)
 	unsigned int i;
 	int round;
 
-	if (base_only)
-		return;
 	for (round = 0; round < rounds(); round++) {
 		for (i = 0; i < ARRAY_SIZE(counts); i++) {
 			unsigned long dst = fresh_dst();
@@ -36,10 +34,16 @@ static void vmas_in_range(void)
 
 			map_many(src, SIZE, counts[i]);
 			settle();
-			MEASURE("dput-cold", counts[i], dput_to(&peer, dst, src, SIZE));
-			settle();
-			MEASURE("dput-again", counts[i], dput_to(&peer, dst, src, SIZE));
-			peer_do(&peer, P_UNMAP, dst, SIZE, 0);
+			if (!base_only) {
+				MEASURE("dput-cold", counts[i], dput_to(&peer, dst, src, SIZE));
+				settle();
+				MEASURE("dput-again", counts[i], dput_to(&peer, dst, src, SIZE));
+				peer_do(&peer, P_UNMAP, dst, SIZE, 0);
+				/* Pages that nobody has shared yet. */
+				unmap(src, SIZE);
+				src = fresh_src();
+				map_many(src, SIZE, counts[i]);
+			}
 			fork_share("fork-without", "fork-with", counts[i], src, SIZE);
 			unmap(src, SIZE);
 			settle();
@@ -67,7 +71,7 @@ static void vmas_elsewhere(void)
 			for (page = 1; page < counts[i]; page += 2)
 				if (mprotect(other + page * PAGE, PAGE, PROT_NONE))
 					err(2, "mprotect");
-			touch(src, SIZE, PAGE);
+			fill(src, SIZE);
 			settle();
 			MEASURE("dput", counts[i], dput_to(&peer, dst, src, SIZE));
 			peer_do(&peer, P_UNMAP, dst, SIZE, 0);
@@ -99,7 +103,7 @@ static void sharers(void)
 			void *src = map(fresh_src(), SIZE, SMALL);
 			unsigned long dst = fresh_dst();
 
-			touch(src, SIZE, PAGE);
+			fill(src, SIZE);
 			for (j = 0; j < counts[i]; j++)
 				dput_to(&others[j], dst, src, SIZE);
 			settle();
@@ -127,7 +131,7 @@ static void calls_before(void)
 
 	if (base_only)
 		return;
-	touch(src, len, PAGE);
+	fill(src, len);
 	for (call = 1; call <= 10005; call++) {
 		bool near = call + 5 >= at && call <= at + 5;
 

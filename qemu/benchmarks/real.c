@@ -183,13 +183,14 @@ static void snapshot_dput(size_t len, bool again)
 
 static void real_store(void)
 {
-	const size_t len = region(exact ? 256 * MIB : GIB);
+	const size_t len = region(exact ? 256 * MIB : 2 * GIB);
 	const struct sched_param other = { .sched_priority = 0 };
 	const struct sched_param fifo = { .sched_priority = 50 };
 	uint64_t key, start;
 	int round;
 
 	store = map(fresh_src(), len, SMALL);
+	populate(store, len);
 	for (entries = 1; entries <= len / ENTRY / 2; entries *= 2)
 		;
 	for (key = 1; key <= entries / 2; key++)
@@ -198,14 +199,14 @@ static void real_store(void)
 		err(2, "sched_setscheduler");
 	for (round = 0; round < (exact ? 1 : 3); round++) {
 		/* Nothing is shared before. */
-		touch(store, len, PAGE);
+		populate(store, len);
 		snapshot_fork(len);
-		touch(store, len, PAGE);
+		populate(store, len);
 		if (base_only)
 			continue;
 		snapshot_dput(len, false);
 		snapshot_dput(len, true);
-		touch(store, len, PAGE);
+		populate(store, len);
 		settle();
 		if (exact) {
 			after_snapshot("no", len);
@@ -237,7 +238,7 @@ static void real_sandbox(void)
 		void *src = map(fresh_src(), len, SMALL), *to = fresh_src();
 		struct iovec from = { src, len }, into = { to, len };
 
-		touch(src, len, PAGE);
+		fill(src, len);
 		settle();
 		MEASURE("dput", len, {
 			dput_self(to, src, len);
@@ -294,7 +295,7 @@ static void real_wasm(void)
 	if (base_only)
 		return;
 	template = map(fresh_src(), len, SMALL);
-	touch(template, len, PAGE);
+	fill(template, len);
 	instance = fresh_src();
 	copied = map(fresh_src(), len, SMALL);
 	fd = new_memfd(len);
@@ -350,13 +351,13 @@ static void real_fuzz(void)
 
 	if (base_only)
 		return;
-	touch(src, len, PAGE);
+	fill(src, len);
 	dput_to(&peer, dst, src, len);
 	for (i = 0; i < ARRAY_SIZE(written); i++) {
 		unsigned int nr = written[i];
 
 		peer_do(&peer, P_TOUCH, dst, len, spread(len, nr));
-		for (round = 0; round < (exact ? 4 : 25); round++) {
+		for (round = 0; round < (exact ? 4 : 9); round++) {
 			uint64_t start;
 			pid_t pid;
 

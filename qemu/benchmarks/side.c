@@ -28,7 +28,7 @@ static void __attribute__((noreturn)) caller(struct peer *to, unsigned long dst)
 		peer_start(&own);
 		to = &own;
 	}
-	touch(src, SIZE, PAGE);
+	fill(src, SIZE);
 	dput_to(to, dst, src, SIZE);
 	counts->ready++;
 	while (!counts->go)
@@ -94,7 +94,19 @@ static void side(void)
 	munmap(counts, PAGE);
 }
 
+/* The target's case is exact; this is on as many CPUs as there are. */
+static void stalls(void)
+{
+	int round;
+
+	if (base_only || exact)
+		return;
+	for (round = 0; round < 3; round++)
+		longest_stalls();
+}
+
 const struct bench side_cases[] = {
 	{ "side-throughput", side, "side" },
+	{ "side-stall", stalls, "side" },
 	{ }
 };

@@ -12,7 +12,7 @@ static void fork_shares(enum kind kind, size_t len, int rounds)
 	while (rounds--) {
 		void *src = map(fresh_src(), len, kind);
 
-		touch(src, len, PAGE);
+		fill(src, len);
 		fork_share("fork-without", "fork-with", len, src, len);
 		unmap(src, len);
 	}
@@ -25,7 +25,7 @@ static void cold_and_again(enum kind kind, size_t len, int rounds)
 		void *src = map(fresh_src(), len, kind);
 		unsigned long dst = fresh_dst(), shifted = fresh_dst() + SHIFTED;
 
-		touch(src, len, PAGE);
+		fill(src, len);
 		settle();
 		MEASURE("cold", len, dput_to(&peer, dst, src, len));
 		settle();
@@ -45,7 +45,7 @@ static void cold_and_again(enum kind kind, size_t len, int rounds)
 			continue;
 
 		src = map(fresh_src(), len, kind);
-		touch(src, len, PAGE);
+		fill(src, len);
 		settle();
 		MEASURE("cold-shifted", len, dput_to(&peer, shifted, src, len));
 		peer_do(&peer, P_UNMAP, shifted, len, 0);
@@ -58,7 +58,7 @@ static void writev(enum kind kind, size_t len, int rounds)
 {
 	void *src = map(fresh_src(), len, kind);
 
-	touch(src, len, PAGE);
+	fill(src, len);
 	while (rounds--) {
 		unsigned long dst = fresh_dst();
 
@@ -145,7 +145,7 @@ static void target_calls(void)
 
 	if (base_only)
 		return;
-	touch(src, len, PAGE);
+	fill(src, len);
 	for (call = 1; call <= 100010; call++) {
 		unsigned long at = call < 1000 ? 100 : 100000;
 		bool near = call + 10 >= at && call <= at + 10;
@@ -177,7 +177,7 @@ static void target_scale(void)
 			void *src = map(fresh_src(), len, SMALL);
 			unsigned long dst = fresh_dst();
 
-			touch(src, len, PAGE);
+			fill(src, len);
 			settle();
 			MEASURE("cold", len, dput_to(&peer, dst, src, len));
 			peer_do(&peer, P_UNMAP, dst, len, 0);
@@ -191,16 +191,16 @@ static void target_scale(void)
  * The longest fault while 1 GiB is copied: of a thread of the source that writes
  * to its first pages, or elsewhere, and of a thread of the destination.
  */
-static void target_stall(void)
+void longest_stalls(void)
 {
-	const size_t len = GIB, some = 16 * MIB;
+	const size_t len = exact ? GIB : region(GIB), some = 16 * MIB;
 	void *other = map(fresh_src(), some, SMALL);
 	void *src = map(fresh_src(), len, SMALL);
 	unsigned long dst = fresh_dst(), dst_other = fresh_dst();
 	const char *unit = exact ? "instructions" : "ns";
 	pid_t pid;
 
-	touch(src, len, PAGE);
+	fill(src, len);
 	stall_start(src, some);
 	settle();
 	pid = fork_raw();
@@ -216,7 +216,7 @@ static void target_stall(void)
 		goto out;
 
 	/* As before fork(): nothing is shared. */
-	touch(src, len, PAGE);
+	fill(src, len);
 	settle();
 	stall_start(src, some);
 	dput_to(&peer, dst, src, len);
@@ -257,6 +257,6 @@ const struct bench target_cases[] = {
 	{ "target-page", target_page, "targets" },
 	{ "target-calls", target_calls, "targets" },
 	{ "target-scale", target_scale, "targets" },
-	{ "target-stall", target_stall, "targets" },
+	{ "target-stall", longest_stalls, "targets" },
 	{ }
 };

@@ -101,6 +101,18 @@ void touch(void *at, size_t len, size_t step)
 		p[i] = i >> 12 | 1;
 }
 
+void populate(void *at, size_t len)
+{
+	if (madvise(at, len, MADV_POPULATE_WRITE))
+		err(2, "MADV_POPULATE_WRITE");
+}
+
+void fill(void *at, size_t len)
+{
+	populate(at, len);
+	touch(at, len, PAGE);
+}
+
 static void touch_read(void *at, size_t len, size_t step)
 {
 	volatile char *p = at;
@@ -254,6 +266,9 @@ static void __attribute__((noreturn)) peer_main(int sock, int in)
 			break;
 		case P_TOUCH:
 			touch(at, cmd.len, cmd.arg);
+			break;
+		case P_FILL:
+			fill(at, cmd.len);
 			break;
 		case P_READ:
 			touch_read(at, cmd.len, cmd.arg);
