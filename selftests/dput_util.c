@@ -1092,6 +1092,8 @@ int cgroup_new(const char *name, char *dir, size_t size)
 	if (cgroup_error)
 		return -1;
 	snprintf(dir, size, "%s-%s", cgroup_dir, name);
+	/* A test that was cut short may have left it. */
+	rmdir(dir);
 	return mkdir(dir, 0755);
 }
 

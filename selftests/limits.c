@@ -179,7 +179,8 @@ static long op_comb(void *arg)
 	return 0;
 }
 
-TEST_F_TIMEOUT(memcg, mappings, 120)
+/* Long: some debug options have all mappings looked at for each that changes. */
+TEST_F_TIMEOUT(memcg, mappings, 1200)
 {
 	unsigned long arg[] = { SRC, 8 * MANY };
 
