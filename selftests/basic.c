@@ -1170,6 +1170,7 @@ TEST_F(dput, high)
 #define PROT_MTE		0x20
 #endif
 #define TAG_BYTES		16
+#define TAG_ASM			".arch armv8.5-a+memtag\n\t"
 
 static unsigned long tag_of(size_t granule, unsigned long seed)
 {
@@ -1184,7 +1185,7 @@ static long op_set_tags(void *arg)
 	for (i = 0; i < a[1] / TAG_BYTES; i++) {
 		unsigned long p = (a[0] + i * TAG_BYTES) | tag_of(i, a[2]) << 56;
 
-		asm volatile(".arch_extension memtag\n\tstg %0, [%0]" : : "r" (p) : "memory");
+		asm volatile(TAG_ASM "stg %0, [%0]" : : "r" (p) : "memory");
 	}
 	return 0;
 }
@@ -1197,7 +1198,7 @@ static long op_check_tags(void *arg)
 	for (i = 0; i < a[1] / TAG_BYTES; i++) {
 		unsigned long p = a[0] + i * TAG_BYTES, tagged = p;
 
-		asm volatile(".arch_extension memtag\n\tldg %0, [%1]" : "+r" (tagged) : "r" (p));
+		asm volatile(TAG_ASM "ldg %0, [%1]" : "+r" (tagged) : "r" (p));
 		if ((tagged >> 56 & 15) != tag_of(i, a[2]))
 			return i;
 	}
