@@ -1264,7 +1264,8 @@ static void pick_dput(struct op *op)
 	if (percent(2))
 		op->dst += 1 + below(ps - 1);
 	if (percent(1))
-		*(percent(50) ? &op->src : &op->dst) |= ~(-1UL >> 1);
+		/* Outside; no part of a tag, where the top byte may have one */
+		*(percent(50) ? &op->src : &op->dst) |= 1UL << (__SIZEOF_LONG__ == 8 ? 55 : 31);
 	if (percent(1))
 		op->len = percent(50) ? 0 : -below(size);
 }
