@@ -1387,11 +1387,12 @@ void slab_shrink(const char *name)
 	setting_write(path, "1");
 }
 
-long slab_objects(const char *name)
+/* The number after @name and a space at the start of a line, or -1 */
+static long number_after(const char *path, const char *name)
 {
-	char line[512], path[128];
-	FILE *f = fopen("/proc/slabinfo", "r");
+	FILE *f = fopen(path, "r");
 	size_t n = strlen(name);
+	char line[512];
 	long ret = -1;
 
 	while (f && fgets(line, sizeof(line), f))
@@ -1399,6 +1400,19 @@ long slab_objects(const char *name)
 			ret = atol(line + n);
 	if (f)
 		fclose(f);
+	return ret;
+}
+
+long vmstat(const char *name)
+{
+	return number_after("/proc/vmstat", name);
+}
+
+long slab_objects(const char *name)
+{
+	long ret = number_after("/proc/slabinfo", name);
+	char line[512], path[128];
+
 	if (ret >= 0)
 		return ret;
 	/* It may have been merged with another one. */

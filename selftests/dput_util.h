@@ -178,6 +178,8 @@ int setting_restore(const char *path);
 
 /* Objects in use of a slab cache, or -1; what is free may count until it shrinks. */
 long slab_objects(const char *name);
+/* Of /proc/vmstat, or -1 */
+long vmstat(const char *name);
 void slab_shrink(const char *name);
 
 /*

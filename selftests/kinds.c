@@ -409,21 +409,6 @@ static int uffd_rwp(struct area *a)
 #endif
 }
 
-static long vmstat(const char *name)
-{
-	FILE *f = fopen("/proc/vmstat", "r");
-	char line[128];
-	size_t n = strlen(name);
-	long ret = -1;
-
-	while (f && fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, n) && line[n] == ' ')
-			ret = atol(line + n + 1);
-	if (f)
-		fclose(f);
-	return ret;
-}
-
 /* How often has NUMA balancing gone through this process's memory? */
 static long numa_scans(void)
 {

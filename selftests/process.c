@@ -440,6 +440,41 @@ static void __noreturn copy_page_for_ever(int src, int dst, size_t len, int fd)
 			_exit(errno);
 }
 
+typedef void (*copy_fn)(int src, int dst, size_t len, int fd);
+
+/* Kill what a child does for ever @nsec after it has begun; -1 if it ended by itself. */
+static int kill_while(copy_fn fn, int src, int dst, size_t len, long nsec)
+{
+	struct timespec ts = { .tv_nsec = nsec };
+	int status, fds[2], began;
+	char byte;
+	pid_t pid;
+
+	if (pipe(fds))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		fn(src, dst, len, fds[1]);
+		_exit(255);
+	}
+	close(fds[1]);
+	if (pid < 0) {
+		close(fds[0]);
+		return -1;
+	}
+	began = read(fds[0], &byte, 1);
+	close(fds[0]);
+	nanosleep(&ts, NULL);
+	kill(pid, SIGKILL);
+	if (waitpid(pid, &status, 0) != pid)
+		return -1;
+	if (began == 1 && WIFSIGNALED(status))
+		return 0;
+	errno = WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
+	return -1;
+}
+
 static int mapping_sizes_kb(pid_t pid, long *sum)
 {
 	char *maps = proc_maps(pid, 0, MAPS_END), *c, *next;
@@ -475,32 +510,15 @@ TEST_F_TIMEOUT(killed, at_any_moment, 120)
 	unsigned int state = env_number("DPUT_SEED", 1);
 	long i, n = iterations(60), sizes, seen[3] = {};
 	unsigned long last = KILL_PAGES - 1, ps = self->ps;
-	int status, mapped, image, fds[2];
-	char byte;
-	pid_t pid;
+	int mapped, image;
 
 	for (i = 0; i < n; i++) {
-		struct timespec ts = { .tv_nsec = rand_r(&state) % 20000000 };
-
 		peer_munmap(&self->dst, DST, self->len);
 		ASSERT_EQ(0, peer_map(&self->dst, DST, self->len, RW));
-		ASSERT_EQ(0, pipe(fds));
-		pid = fork();
-		ASSERT_LE(0, pid);
-		if (!pid) {
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			copy_for_ever(variant->from_caller ? PIDFD_SELF : self->src.pidfd,
-				      self->dst.pidfd, self->len, fds[1]);
-		}
-		close(fds[1]);
-		/* Once it has begun, at a random moment */
-		ASSERT_EQ(1, read(fds[0], &byte, 1));
-		close(fds[0]);
-		nanosleep(&ts, NULL);
-		kill(pid, SIGKILL);
-		ASSERT_EQ(pid, waitpid(pid, &status, 0));
-		ASSERT_TRUE(WIFSIGNALED(status))
-			TH_LOG("dput: %s", strerror(WEXITSTATUS(status)));
+		ASSERT_EQ(0, kill_while(copy_for_ever, variant->from_caller ? PIDFD_SELF :
+					self->src.pidfd, self->dst.pidfd, self->len,
+					rand_r(&state) % 20000000))
+			TH_LOG("dput: %s", strerror(errno));
 
 		/* Whole pages: of one image, or unmapped */
 		mapped = proc_mapped(self->dst.pid, DST + ps, self->len - 2 * ps);
@@ -532,30 +550,12 @@ TEST_F_TIMEOUT(killed, one_page, 120)
 {
 	unsigned int state = env_number("DPUT_SEED", 1);
 	long i, n = iterations(60), sizes;
-	int status, fds[2];
-	char byte;
-	pid_t pid;
 
 	for (i = 0; i < n; i++) {
-		struct timespec ts = { .tv_nsec = rand_r(&state) % 2000000 };
-
-		ASSERT_EQ(0, pipe(fds));
-		pid = fork();
-		ASSERT_LE(0, pid);
-		if (!pid) {
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			copy_page_for_ever(variant->from_caller ? PIDFD_SELF :
-					   self->src.pidfd, self->dst.pidfd,
-					   self->len, fds[1]);
-		}
-		close(fds[1]);
-		ASSERT_EQ(1, read(fds[0], &byte, 1));
-		close(fds[0]);
-		nanosleep(&ts, NULL);
-		kill(pid, SIGKILL);
-		ASSERT_EQ(pid, waitpid(pid, &status, 0));
-		ASSERT_TRUE(WIFSIGNALED(status))
-			TH_LOG("dput: %s", strerror(WEXITSTATUS(status)));
+		ASSERT_EQ(0, kill_while(copy_page_for_ever, variant->from_caller ?
+					PIDFD_SELF : self->src.pidfd, self->dst.pidfd,
+					self->len, rand_r(&state) % 2000000))
+			TH_LOG("dput: %s", strerror(errno));
 
 		ASSERT_EQ(1, proc_mapped(self->dst.pid, DST, self->len));
 		ASSERT_EQ(-1, peer_check(&self->dst, DST, KILL_PAGES, 0, 1, 1));

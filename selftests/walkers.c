@@ -2055,21 +2055,6 @@ static void run_some(const struct situation *s, const struct kind *k, struct rep
 	_exit(0);
 }
 
-static long vmstat(const char *name)
-{
-	FILE *f = fopen("/proc/vmstat", "r");
-	size_t n = strlen(name);
-	char line[128];
-	long ret = -1;
-
-	while (f && fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, n) && line[n] == ' ')
-			ret = atol(line + n);
-	if (f)
-		fclose(f);
-	return ret;
-}
-
 /* What is to be free again, and how much of it others may come to have */
 enum {
 	ANON_VMA, CHAIN, VMA, ANON_PAGES, ISOLATED, MLOCKED, KSM_PAGES, CGROUP_ANON, CGROUP_SWAP,
