@@ -1263,9 +1263,12 @@ static void pick_dput(struct op *op)
 		op->arg |= 1 << below(16);
 	if (percent(2))
 		op->dst += 1 + below(ps - 1);
-	if (percent(1))
-		/* Outside; no part of a tag, where the top byte may have one */
-		*(percent(50) ? &op->src : &op->dst) |= 1UL << (__SIZEOF_LONG__ == 8 ? 55 : 31);
+	if (percent(1)) {
+		unsigned long *addr = percent(50) ? &op->src : &op->dst;
+
+		/* It ends in the last page there is, which no process has. */
+		*addr = -sh->base - (*addr % ps + op->len + ps - 1) / ps * ps + *addr % ps;
+	}
 	if (percent(1))
 		op->len = percent(50) ? 0 : -below(size);
 }
