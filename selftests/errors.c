@@ -306,6 +306,9 @@ TEST_F(errors, eperm_mmap_min_addr)
 	EXPECT_ERR_BY(&caller, EPERM, PIDFD_SELF, SRC, PIDFD_SELF,
 		      min - self->ps, 2 * self->ps, 0);
 	peer_stop(&caller);
+	/* CAP_SYS_RAWIO lets its owner map that, not others. */
+	EXPECT_ERR(EPERM, PIDFD_SELF, SRC, self->child.pidfd, 0, self->ps, 0);
+	EXPECT_ERR(EPERM, PIDFD_SELF, SRC, self->child.pidfd, min - self->ps, 2 * self->ps, 0);
 }
 
 TEST_F(errors, einval_congruence)

@@ -6,7 +6,9 @@
  */
 
 #include "kselftest_harness.h"
+#include <linux/mempolicy.h>
 #include <linux/mman.h>
+#include <sys/prctl.h>
 #include <fcntl.h>
 #include "dput_util.h"
 
@@ -14,9 +16,9 @@
 #define SRC	(ARENA + (1UL << 28))
 #define DST	(ARENA + (3UL << 28))
 
-/* More than a page table's worth, and not from its start. */
+/* More than a page table's worth, and into the next one also where it has 1024 entries */
 #define SMALL_PAGES	700
-#define SMALL_OFFSET	300
+#define SMALL_OFFSET	700
 
 enum dir { PUT, GET, WITHIN, BETWEEN, FORKED };
 enum kind { SMALL, HUGE, FROM_FILE };
@@ -397,6 +399,66 @@ TEST_F(refresh, forked_when_lazily_freed)
 		peer_stop(&child);
 	else
 		peer_stop_child(self->src, &child);
+}
+
+struct migrate_arg {
+	pid_t pid;
+	unsigned long addr, nr;
+};
+
+static void migrate_for_ever(struct migrate_arg *a)
+{
+	void **pages = calloc(a->nr, sizeof(*pages));
+	int *nodes = calloc(a->nr, sizeof(*nodes)), *status = calloc(a->nr, sizeof(*status));
+	unsigned long i;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (i = 0; i < a->nr; i++)
+		pages[i] = (void *)(a->addr + i * page_size());
+	for (;;) {
+		syscall(__NR_move_pages, a->pid, a->nr, pages, nodes, status, MPOL_MF_MOVE_ALL);
+		for (i = 0; i < a->nr; i++)
+			nodes[i] = !nodes[i];
+	}
+}
+
+/*
+ * To and fro, while the pages move between the nodes: of two mappings, it is
+ * sometimes the destination's that migration comes to first.
+ */
+TEST_F_TIMEOUT(refresh, migrated, 120)
+{
+	struct peer *peers[] = { self->src, self->dst };
+	unsigned long addrs[] = { self->s, self->d };
+	long start = vmstat("pgmigrate_success");
+	struct migrate_arg arg;
+	int round, way;
+	pid_t pid[2];
+
+	if (access("/sys/devices/system/node/node1", F_OK))
+		SKIP(return, "needs two NUMA nodes");
+	for (way = 0; way < 2; way++) {
+		arg.pid = peers[way]->pid;
+		arg.addr = addrs[way];
+		arg.nr = self->npages;
+		pid[way] = fork();
+		ASSERT_LE(0, pid[way]);
+		if (!pid[way])
+			migrate_for_ever(&arg);
+	}
+	for (round = 0; round < 30; round++) {
+		way = round & 1;
+		ASSERT_EQ(0, peer_dput(peers[way], addrs[way], peers[!way], addrs[!way],
+				       self->len, 0));
+		/* So that the next one has something to do, and none is lost */
+		ASSERT_EQ(0, peer_stamp(peers[!way], addrs[!way], self->npages, round % 7, 7,
+					round & 0x7f));
+	}
+	ASSERT_EQ(0, again(self));
+	ASSERT_TRUE(same(_metadata, self));
+	EXPECT_LT(start, vmstat("pgmigrate_success"));
+	for (way = 0; way < 2; way++)
+		kill(pid[way], SIGKILL);
 }
 
 /* A pinned page stays the source's. */

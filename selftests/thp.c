@@ -672,6 +672,25 @@ TEST_F(pmd, part_of_it)
 	}
 }
 
+/* Within one folio, with a partial page at the end: the whole ones are shared. */
+TEST_F(pmd, ragged_within_folio)
+{
+	struct peer *p = variant->from_child ? &self->child : &self->me;
+	unsigned long y = HUGE_X + self->size / 2, ps = page_size(), i;
+	uint64_t was[9], is;
+
+	for (i = 0; i < 9; i++)
+		ASSERT_EQ(0, peer_read(p, HUGE_X + i * ps, &was[i], sizeof(was[i])));
+	ASSERT_EQ(0, peer_dput(p, HUGE_X, p, y, 8 * ps + 16, 0));
+	for (i = 0; i < 8; i++)
+		EXPECT_EQ(proc_pfn(p->pid, HUGE_X + i * ps), proc_pfn(p->pid, y + i * ps));
+	ASSERT_EQ(0, peer_stamp(p, HUGE_X, 9, 0, 1, 2));
+	for (i = 0; i < 9; i++) {
+		ASSERT_EQ(0, peer_read(p, y + i * ps, &is, sizeof(is)));
+		EXPECT_EQ(was[i], is);
+	}
+}
+
 /* A destination of huge pages is cut, and its other pages stay. */
 TEST_F(pmd, into_middle)
 {
