@@ -569,4 +569,38 @@ TEST_F(refresh, fork_of_copy)
 	EXPECT_REFRESHED();
 }
 
+/*
+ * Source and destination go from one page table to the next one at different
+ * pages; what is mapped around the source is not to be copied. Page tables have
+ * up to 1024 entries of 4 KiB, where PMDs are folded.
+ */
+TEST(page_tables)
+{
+	const size_t ps = page_size(), n = 1024, around = n / 2;
+	const unsigned long src = ARENA + (1UL << 28), dst = ARENA + (3UL << 28);
+	const unsigned long from = src + around * ps;
+	struct peer me, child, *to[] = { &me, &child };
+	uint64_t want, is;
+	size_t i;
+	int k;
+
+	if (!dput_supported())
+		SKIP(return, "no dput()");
+	peer_self(&me);
+	ASSERT_EQ(0, peer_start(&child));
+	ASSERT_EQ(0, peer_map(&me, src, 3 * n * ps, RW));
+	ASSERT_EQ(0, peer_stamp(&me, src, 3 * n, 0, 1, 1));
+	for (k = 0; k < 2; k++) {
+		ASSERT_EQ(0, peer_dput(&me, from, to[k], dst, n * ps, 0));
+		ASSERT_EQ(0, peer_stamp(to[k], dst, n, 0, 1, 2));
+		ASSERT_EQ(0, peer_dput(&me, from, to[k], dst, n * ps, 0));
+		for (i = 0; i < n; i++) {
+			ASSERT_EQ(0, peer_read(&me, from + i * ps, &want, sizeof(want)));
+			ASSERT_EQ(0, peer_read(to[k], dst + i * ps, &is, sizeof(is)));
+			ASSERT_EQ(want, is) TH_LOG("page %zu", i);
+		}
+	}
+	peer_stop(&child);
+}
+
 TEST_HARNESS_MAIN
