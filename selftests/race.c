@@ -981,11 +981,15 @@ TEST_F_TIMEOUT(pressure, contents, LONG)
 		EXPECT_EQ(-1, peer_check(p[from], SRC, nr, 0, 1, 2 * i + 1))
 			TH_LOG("round %ld, %d to %d", i, from, to);
 	}
-	/* Now that nobody writes, what is the same is merged within a few scans. */
+	/*
+	 * Now that nobody writes, what is the same is merged within some scans;
+	 * it has to be there for that, and not swapped out.
+	 */
 	if (variant->mask & 1U << P_KSM) {
-		scans = ksm_number("full_scans") + 20;
-		while (!ksm_number("pages_sharing") && ksm_number("full_scans") < scans)
-			sched_yield();
+		same.addr = SRC + nr * page_size();
+		scans = ksm_number("full_scans") + 200;
+		for (i = 0; !ksm_number("pages_sharing") && ksm_number("full_scans") < scans; i++)
+			EXPECT_EQ(-1, peer_call(p[i % 3], op_check_same, &same, sizeof(same)));
 		EXPECT_LT(0, ksm_number("pages_sharing"));
 	}
 }
