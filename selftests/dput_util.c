@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <linux/io_uring.h>
+#include <linux/mempolicy.h>
 
 unsigned long page_size(void)
 {
@@ -1401,6 +1402,30 @@ static long number_after(const char *path, const char *name)
 	if (f)
 		fclose(f);
 	return ret;
+}
+
+pid_t start_migrating(pid_t pid, unsigned long addr, size_t nr)
+{
+	void **pages = calloc(nr, sizeof(*pages));
+	int *nodes = calloc(nr, sizeof(*nodes)), *status = calloc(nr, sizeof(*status));
+	pid_t child = pages && nodes && status ? fork() : -1;
+	size_t i;
+
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (i = 0; i < nr; i++)
+			pages[i] = (void *)(addr + i * page_size());
+		for (;;) {
+			syscall(__NR_move_pages, pid, nr, pages, nodes, status,
+				MPOL_MF_MOVE_ALL);
+			for (i = 0; i < nr; i++)
+				nodes[i] = !nodes[i];
+		}
+	}
+	free(pages);
+	free(nodes);
+	free(status);
+	return child;
 }
 
 long vmstat(const char *name)

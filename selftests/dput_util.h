@@ -183,6 +183,12 @@ long vmstat(const char *name);
 void slab_shrink(const char *name);
 
 /*
+ * A process that moves pages between nodes 0 and 1, of whoever maps them, until
+ * it is killed or the caller ends; -1 if there can be none.
+ */
+pid_t start_migrating(pid_t pid, unsigned long addr, size_t nr);
+
+/*
  * A cgroup of the test's own, in which its memory can be reclaimed. To be made
  * in a constructor; the others return NULL, or the reason why not.
  */

@@ -1993,27 +1993,6 @@ TEST_F(special, numa_hinting_faults)
 	EXPECT_EQ(-1, peer_check(self->src, S, NR, 0, 1, ANON));
 }
 
-struct migrate_arg {
-	pid_t pid;
-	unsigned long addr, nr;
-};
-
-/* Move pages to and fro between nodes until killed. */
-static void __noreturn migrate_for_ever(struct migrate_arg *a)
-{
-	void *pages[NR];
-	int nodes[NR], status[NR];
-	unsigned long i, round;
-
-	for (round = 0;; round++) {
-		for (i = 0; i < a->nr; i++) {
-			pages[i] = (void *)(a->addr + i * page_size());
-			nodes[i] = round & 1;
-		}
-		syscall(__NR_move_pages, a->pid, a->nr, pages, nodes, status, MPOL_MF_MOVE_ALL);
-	}
-}
-
 static long migrated(void)
 {
 	return vmstat("pgmigrate_success");
@@ -2021,16 +2000,13 @@ static long migrated(void)
 
 TEST_F_TIMEOUT(special, under_migration, 60)
 {
-	struct migrate_arg arg = { self->src->pid, S, NR };
 	long from = migrated(), round;
 	pid_t pid;
 
 	if (access("/sys/devices/system/node/node1", F_OK))
 		SKIP(return, "needs two NUMA nodes");
-	pid = fork();
-	ASSERT_LE(0, pid);
-	if (!pid)
-		migrate_for_ever(&arg);
+	pid = start_migrating(self->src->pid, S, NR);
+	ASSERT_LT(0, pid);
 	/* Until enough pages have been on their way meanwhile */
 	for (round = 0; migrated() < from + 2000; round++) {
 		ASSERT_EQ(0, peer_dput(self->src, S, self->dst, D, self->len, 0));

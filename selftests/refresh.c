@@ -6,9 +6,7 @@
  */
 
 #include "kselftest_harness.h"
-#include <linux/mempolicy.h>
 #include <linux/mman.h>
-#include <sys/prctl.h>
 #include <fcntl.h>
 #include "dput_util.h"
 
@@ -401,27 +399,6 @@ TEST_F(refresh, forked_when_lazily_freed)
 		peer_stop_child(self->src, &child);
 }
 
-struct migrate_arg {
-	pid_t pid;
-	unsigned long addr, nr;
-};
-
-static void migrate_for_ever(struct migrate_arg *a)
-{
-	void **pages = calloc(a->nr, sizeof(*pages));
-	int *nodes = calloc(a->nr, sizeof(*nodes)), *status = calloc(a->nr, sizeof(*status));
-	unsigned long i;
-
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	for (i = 0; i < a->nr; i++)
-		pages[i] = (void *)(a->addr + i * page_size());
-	for (;;) {
-		syscall(__NR_move_pages, a->pid, a->nr, pages, nodes, status, MPOL_MF_MOVE_ALL);
-		for (i = 0; i < a->nr; i++)
-			nodes[i] = !nodes[i];
-	}
-}
-
 /*
  * To and fro, while the pages move between the nodes: of two mappings, it is
  * sometimes the destination's that migration comes to first.
@@ -431,20 +408,14 @@ TEST_F_TIMEOUT(refresh, migrated, 120)
 	struct peer *peers[] = { self->src, self->dst };
 	unsigned long addrs[] = { self->s, self->d };
 	long start = vmstat("pgmigrate_success");
-	struct migrate_arg arg;
 	int round, way;
 	pid_t pid[2];
 
 	if (access("/sys/devices/system/node/node1", F_OK))
 		SKIP(return, "needs two NUMA nodes");
 	for (way = 0; way < 2; way++) {
-		arg.pid = peers[way]->pid;
-		arg.addr = addrs[way];
-		arg.nr = self->npages;
-		pid[way] = fork();
-		ASSERT_LE(0, pid[way]);
-		if (!pid[way])
-			migrate_for_ever(&arg);
+		pid[way] = start_migrating(peers[way]->pid, addrs[way], self->npages);
+		ASSERT_LT(0, pid[way]);
 	}
 	for (round = 0; round < 30; round++) {
 		way = round & 1;
