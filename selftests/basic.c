@@ -13,9 +13,6 @@
 #define PR_SET_VMA		0x53564d41
 #define PR_SET_VMA_ANON_NAME	0
 #endif
-#ifndef PIDFD_THREAD
-#define PIDFD_THREAD		O_EXCL
-#endif
 
 /* An odd number of pages from each other, so that no table lines up. */
 #define SRC	(ARENA + 64 * page_size())

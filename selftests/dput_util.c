@@ -1339,6 +1339,7 @@ void ksm_save(void)
 	setting_save(KSM "pages_to_scan");
 	setting_save(KSM "sleep_millisecs");
 	setting_save(KSM "smart_scan");
+	setting_save(KSM "use_zero_pages");
 	setting_save(KSM "run");
 }
 

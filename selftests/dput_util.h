@@ -5,6 +5,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -19,6 +20,9 @@
 #endif
 #ifndef __NR_mseal
 #define __NR_mseal		462
+#endif
+#ifndef PIDFD_THREAD
+#define PIDFD_THREAD		O_EXCL
 #endif
 #ifndef MAP_DROPPABLE
 #define MAP_DROPPABLE		0x08

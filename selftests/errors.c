@@ -2,10 +2,14 @@
 /* What dput(2) refuses, and that it then leaves everything as it was. */
 
 #include "kselftest_harness.h"
+#include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include "dput_util.h"
 
 #define SRC	(ARENA + 64 * page_size())
@@ -180,6 +184,70 @@ TEST_F(errors, esrch_kthread)
 	EXPECT_ERR(ESRCH, PIDFD_SELF, SRC, fd, DST, self->len, 0);
 }
 
+static void *wait_for_ever(void *arg)
+{
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static long op_thread(void *arg)
+{
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, wait_for_ever, NULL))
+		return -1;
+	return 0;
+}
+
+/* A thread that is not the main one, or whose main thread is gone */
+TEST_F(errors, esrch_thread)
+{
+	char path[64], line[128], state = 0;
+	long tid = 0;
+	struct dirent *d;
+	pid_t pid;
+	DIR *dir;
+	int fd;
+
+	ASSERT_EQ(0, peer_call(&self->child, op_thread, NULL, 0));
+	snprintf(path, sizeof(path), "/proc/%d/task", self->child.pid);
+	dir = opendir(path);
+	ASSERT_NE(NULL, dir);
+	while ((d = readdir(dir)))
+		if (atol(d->d_name) > 0 && atol(d->d_name) != self->child.pid)
+			tid = atol(d->d_name);
+	closedir(dir);
+	ASSERT_LT(0, tid);
+	fd = sys_pidfd_open(tid, PIDFD_THREAD);
+	if (fd < 0)
+		SKIP(return, "no pidfds of threads: %s", strerror(errno));
+	EXPECT_ERR(ESRCH, fd, SRC, PIDFD_SELF, DST, self->len, 0);
+	EXPECT_ERR(ESRCH, PIDFD_SELF, SRC, fd, DST, self->len, 0);
+	close(fd);
+
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		op_thread(NULL);
+		syscall(__NR_exit, 0);
+	}
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	while (state != 'Z') {
+		ASSERT_EQ(0, setting_read(path, line, sizeof(line)));
+		ASSERT_NE(NULL, strrchr(line, ')'));
+		state = strrchr(line, ')')[2];
+	}
+	fd = sys_pidfd_open(pid, 0);
+	ASSERT_LE(0, fd);
+	EXPECT_ERR(ESRCH, fd, SRC, PIDFD_SELF, DST, self->len, 0);
+	EXPECT_ERR(ESRCH, PIDFD_SELF, SRC, fd, DST, self->len, 0);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	close(fd);
+}
+
 /* Calls made by another process than the test */
 struct dput_arg {
 	int src_fd;
@@ -285,6 +353,14 @@ TEST_F(errors, eperm_sealed)
 	EXPECT_OK(PIDFD_SELF, SRC, other, DST + 4 * self->ps, 3 * self->ps, 0);
 	/* Its memory may be read. */
 	EXPECT_OK(other, DST, PIDFD_SELF, DST, self->len, 0);
+	/* And what may be written can be, byte by byte. */
+	EXPECT_OK(PIDFD_SELF, SRC + 3 * self->ps + 8, other, DST + 3 * self->ps + 8, 100, 0);
+	EXPECT_OK(PIDFD_SELF, SRC + 2 * self->ps, other, DST + 2 * self->ps, self->ps + 100, 0);
+	EXPECT_ERR(EPERM, PIDFD_SELF, SRC + 2 * self->ps, other, DST + 2 * self->ps,
+		   2 * self->ps + 100, 0);
+	ASSERT_EQ(0, peer_mprotect(&self->child, DST + 2 * self->ps, self->ps, PROT_READ));
+	EXPECT_ERR(EFAULT, PIDFD_SELF, SRC + 2 * self->ps + 8, other, DST + 2 * self->ps + 8,
+		   100, 0);
 }
 
 TEST_F(errors, eperm_mmap_min_addr)

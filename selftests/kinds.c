@@ -15,6 +15,7 @@
 #include <linux/mempolicy.h>
 #include <linux/perf_event.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
@@ -2021,6 +2022,58 @@ TEST_F_TIMEOUT(special, under_migration, 60)
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
 	EXPECT_LT(0, round);
+}
+
+/* Who watches the destination's mappings is told that they go. */
+static struct uffd_msg unmap_msg;
+static pthread_t monitor;
+
+static void *monitor_events(void *arg)
+{
+	if (read((long)arg, &unmap_msg, sizeof(unmap_msg)) != sizeof(unmap_msg))
+		unmap_msg.event = 0;
+	return NULL;
+}
+
+static long op_monitor_start(void *arg)
+{
+	unsigned long *range = arg;
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_UNMAP };
+	struct uffdio_register reg = {
+		.range = { range[0], range[1] }, .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	long fd = syscall(__NR_userfaultfd, O_CLOEXEC);
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &reg))
+		return -1;
+	return pthread_create(&monitor, NULL, monitor_events, (void *)fd) ? -1 : 0;
+}
+
+static long op_monitor_end(void *arg)
+{
+	unsigned long *range = arg;
+
+	pthread_join(monitor, NULL);
+	range[0] = unmap_msg.arg.remove.start;
+	range[1] = unmap_msg.arg.remove.end;
+	return unmap_msg.event;
+}
+
+TEST_F_TIMEOUT(special, uffd_event_unmap, 60)
+{
+	unsigned long range[2] = { D, self->len };
+
+	ASSERT_EQ(0, peer_map(self->dst, D, self->len, RW));
+	ASSERT_EQ(0, peer_stamp(self->dst, D, NR, 0, 1, SECOND));
+	if (peer_call(self->dst, op_monitor_start, range, sizeof(range)))
+		SKIP(return, "no userfaultfd with events");
+	/* All but the first page, and part of the last one */
+	ASSERT_EQ(0, peer_dput(self->src, S + self->ps, self->dst, D + self->ps,
+			       self->len - self->ps - 8, 0));
+	ASSERT_EQ(UFFD_EVENT_UNMAP, peer_call(self->dst, op_monitor_end, range, sizeof(range)));
+	EXPECT_EQ(D + self->ps, range[0]);
+	EXPECT_EQ(D + self->len - self->ps, range[1]);
+	EXPECT_EQ(-1, peer_check(self->dst, D, NR - 1, 1, 1, ANON));
 }
 
 static long op_mdwe(void *arg)

@@ -20,6 +20,8 @@
 #define SRC		(ARENA + 64 * page_size())
 #define DST		(ARENA + (1UL << 26) + 7 * page_size())
 
+#define THP_ENABLED	"/sys/kernel/mm/transparent_hugepage/enabled"
+
 /* More than DPUT_ITERATIONS may need: who runs it has a deadline of its own. */
 #define LONG		14400
 
@@ -141,7 +143,7 @@ FIXTURE(instant)
 
 FIXTURE_VARIANT(instant)
 {
-	bool src_child, dst_child, dst_other, huge;
+	bool src_child, dst_child, dst_other, huge, whole;
 };
 
 FIXTURE_VARIANT_ADD(instant, get) { .src_child = true };
@@ -149,7 +151,9 @@ FIXTURE_VARIANT_ADD(instant, put) { .dst_child = true };
 FIXTURE_VARIANT_ADD(instant, self) {};
 FIXTURE_VARIANT_ADD(instant, within_child) { .src_child = true, .dst_child = true };
 FIXTURE_VARIANT_ADD(instant, between) { .src_child = true, .dst_other = true };
+/* By its pages, as few of them are copied, and by its PMD */
 FIXTURE_VARIANT_ADD(instant, get_huge) { .src_child = true, .huge = true };
+FIXTURE_VARIANT_ADD(instant, get_whole) { .src_child = true, .huge = true, .whole = true };
 
 FIXTURE_SETUP(instant)
 {
@@ -172,25 +176,34 @@ FIXTURE_TEARDOWN(instant)
 TEST_F_TIMEOUT(instant, writers, LONG)
 {
 	size_t len = PAGES * page_size(), size = len;
-	unsigned long src = SRC, last[WRITERS] = {};
-	long i, n = iterations(300);
+	unsigned long src = SRC, dst = DST, last[WRITERS] = {};
+	long i, n = iterations(300), huge = 0;
 	struct image im;
 	int pg, w;
 
 	if (variant->huge) {
 		src = ARENA + (1UL << 28);
 		size = thp_size();
-		if (!size)
+		if (!size || setting_write(THP_ENABLED, "madvise"))
 			SKIP(return, "no transparent huge pages, or too big ones");
 	}
+	if (variant->whole) {
+		dst = ARENA + (1UL << 29);
+		len = size;
+		n = iterations(50);
+	}
 	ASSERT_EQ(0, peer_map(self->src, src, size, RW));
-	if (variant->huge && peer_madvise(self->src, src, size, MADV_HUGEPAGE))
-		SKIP(return, "no transparent huge pages");
+	if (variant->huge)
+		ASSERT_EQ(0, peer_madvise(self->src, src, size, MADV_HUGEPAGE));
 	ASSERT_EQ(0, peer_call(self->src, op_start_writers, &src, sizeof(src)));
 	for (i = 0; i < n; i++) {
-		ASSERT_EQ(0, peer_dput(self->src, src, self->dst, DST, len, 0))
+		/* The writers break it up each time. */
+		if (variant->whole)
+			peer_madvise(self->src, src, size, MADV_COLLAPSE);
+		huge += variant->huge && is_huge(self->src->pid, src, size);
+		ASSERT_EQ(0, peer_dput(self->src, src, self->dst, dst, len, 0))
 			TH_LOG("dput: %s", strerror(errno));
-		im.addr = DST;
+		im.addr = dst;
 		ASSERT_EQ(0, peer_call(self->dst, op_read_image, &im, sizeof(im)))
 			TH_LOG("image %ld has changed", i);
 		for (w = 0; w < WRITERS; w++) {
@@ -205,9 +218,159 @@ TEST_F_TIMEOUT(instant, writers, LONG)
 		}
 	}
 	ASSERT_EQ(0, peer_call(self->src, op_stop_writers, NULL, 0));
+	if (variant->huge)
+		EXPECT_LT(0, huge);
 	/* They did write all the while. */
 	for (w = 0; w < WRITERS; w++)
 		EXPECT_LT(1, last[w]);
+}
+
+/*
+ * Threads write to both sides, of the same pages, while they are copied and
+ * afterwards: what one side writes after the call is never seen on the other.
+ */
+#define SIDE_PAGES	64
+
+struct side {
+	unsigned long addr;
+	int nr;			/* 0: the source, 1: the destination */
+	unsigned long rounds;	/* to wait for */
+	unsigned long word[SIDE_PAGES];
+};
+
+static volatile unsigned long side_rounds[2];
+
+/* Each side has a word of its own in each page. */
+static unsigned long *side_word(const struct side *s, int nr, int pg)
+{
+	return (unsigned long *)(s->addr + pg * page_size() + nr * 64);
+}
+
+static void *side_write(void *arg)
+{
+	struct side *s = arg;
+	unsigned long seq;
+	int pg;
+
+	for (seq = 1; ; seq++) {
+		for (pg = 0; pg < SIDE_PAGES; pg++)
+			__atomic_store_n(side_word(s, s->nr, pg), seq, __ATOMIC_RELEASE);
+		side_rounds[s->nr] = seq;
+	}
+	return NULL;
+}
+
+static long op_side_start(void *arg)
+{
+	static struct side sides[2];
+	struct side *s = arg;
+	pthread_t thread;
+
+	sides[s->nr] = *s;
+	if (pthread_create(&thread, NULL, side_write, &sides[s->nr]))
+		return -1;
+	while (!side_rounds[s->nr])
+		sched_yield();
+	return 0;
+}
+
+/* Wait for that side's thread to have written to each page since. */
+static long op_side_wait(void *arg)
+{
+	struct side *s = arg;
+	unsigned long until = side_rounds[s->nr] + 2;
+
+	while (side_rounds[s->nr] < until)
+		sched_yield();
+	return 0;
+}
+
+/* What the other side's words are here */
+static long op_side_read(void *arg)
+{
+	struct side *s = arg;
+	int pg;
+
+	for (pg = 0; pg < SIDE_PAGES; pg++)
+		s->word[pg] = __atomic_load_n(side_word(s, !s->nr, pg), __ATOMIC_ACQUIRE);
+	return 0;
+}
+
+FIXTURE(sides)
+{
+	struct peer me, a;
+};
+
+FIXTURE_VARIANT(sides)
+{
+	bool src_child, dst_child, huge;
+};
+
+FIXTURE_VARIANT_ADD(sides, within) {};
+FIXTURE_VARIANT_ADD(sides, put) { .dst_child = true };
+FIXTURE_VARIANT_ADD(sides, get) { .src_child = true };
+FIXTURE_VARIANT_ADD(sides, within_huge) { .huge = true };
+FIXTURE_VARIANT_ADD(sides, put_huge) { .dst_child = true, .huge = true };
+
+FIXTURE_SETUP(sides)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->a));
+}
+
+FIXTURE_TEARDOWN(sides)
+{
+	peer_kill(&self->a);
+}
+
+TEST_F_TIMEOUT(sides, write, LONG)
+{
+	struct peer *src = variant->src_child ? &self->a : &self->me;
+	struct peer *dst = variant->dst_child ? &self->a : &self->me;
+	struct side from = { .addr = SRC }, to = { .addr = DST, .nr = 1 }, now;
+	size_t len = SIDE_PAGES * page_size(), size = len;
+	long i, n = iterations(100);
+	int pg;
+
+	if (variant->huge) {
+		size = thp_size();
+		if (!size || setting_write(THP_ENABLED, "madvise"))
+			SKIP(return, "no transparent huge pages, or too big ones");
+		from.addr = ARENA + (1UL << 28);
+		to.addr = ARENA + (1UL << 29);
+	}
+	ASSERT_EQ(0, peer_map(src, from.addr, size, RW));
+	if (variant->huge)
+		ASSERT_EQ(0, peer_madvise(src, from.addr, size, MADV_HUGEPAGE));
+	ASSERT_EQ(0, peer_stamp(src, from.addr, 1, 0, 1, 1));
+	ASSERT_EQ(0, peer_dput(src, from.addr, dst, to.addr, size, 0));
+	ASSERT_EQ(0, peer_call(src, op_side_start, &from, sizeof(from)));
+	ASSERT_EQ(0, peer_call(dst, op_side_start, &to, sizeof(to)));
+	for (i = 0; i < n; i++) {
+		/* Now and then on the whole of it, and anew. */
+		if (i % 10 == 0 && variant->huge) {
+			ASSERT_EQ(0, peer_dput(src, from.addr, dst, to.addr, size, 0));
+		}
+		ASSERT_EQ(0, peer_dput(src, from.addr, dst, to.addr, len, 0))
+			TH_LOG("dput: %s", strerror(errno));
+		ASSERT_EQ(0, peer_call(dst, op_side_read, &to, sizeof(to)));
+		now = to;
+		/* Each page has been written to by both sides now. */
+		ASSERT_EQ(0, peer_call(src, op_side_wait, &from, sizeof(from)));
+		ASSERT_EQ(0, peer_call(dst, op_side_wait, &now, sizeof(now)));
+		ASSERT_EQ(0, peer_call(dst, op_side_read, &now, sizeof(now)));
+		ASSERT_EQ(0, peer_call(src, op_side_read, &from, sizeof(from)));
+		for (pg = 0; pg < SIDE_PAGES; pg++) {
+			ASSERT_EQ(to.word[pg], now.word[pg])
+				TH_LOG("round %ld: the destination's page %d has changed", i, pg);
+			ASSERT_EQ(0, from.word[pg])
+				TH_LOG("round %ld: the source's page %d has changed", i, pg);
+		}
+	}
+	/* The source's numbers were different ones each time. */
+	EXPECT_LT(1, to.word[0]);
 }
 
 /* Opposite directions at once: neither waits for the other for ever. */
@@ -648,7 +811,7 @@ static pid_t exec_child(int fd)
 static void race_exec(struct __test_metadata *_metadata, struct peer *me, bool is_source,
 		      unsigned long src, unsigned long dst, size_t len)
 {
-	long i, n = iterations(40);
+	long i, n = iterations(40), good = 0;
 	int fds[2], status;
 	struct copier c;
 	struct peer a;
@@ -676,11 +839,13 @@ static void race_exec(struct __test_metadata *_metadata, struct peer *me, bool i
 		pthread_join(c.thread, NULL);
 		EXPECT_EQ(0, c.bad)
 			TH_LOG("%s", strerror(c.err));
+		good += c.good;
 		kill(a.pid, SIGKILL);
 		ASSERT_EQ(a.pid, waitpid(a.pid, &status, 0));
 		close(a.pidfd);
 		close(fds[0]);
 	}
+	EXPECT_LT(0, good);
 }
 
 TEST_F_TIMEOUT(end, execve, LONG)
@@ -767,6 +932,8 @@ static void __attribute__((constructor)) prepare(void)
 	setting_save(KSM "run");
 	setting_save(KSM "sleep_millisecs");
 	setting_save(KSM "pages_to_scan");
+	if (thp_size())
+		setting_save(THP_ENABLED);
 }
 
 static bool stop_and_go(pid_t pid)

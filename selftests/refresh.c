@@ -71,6 +71,8 @@ static void __attribute__((constructor)) prepare(void)
 		setting_save(THP "khugepaged/defrag");
 		setting_save(pmd_enabled);
 	}
+	if (dput_supported())
+		swap_prepare();
 	cgroup_prepare();
 }
 
@@ -244,6 +246,7 @@ FIXTURE_TEARDOWN(refresh)
 	peer_stop(&self->child);
 	peer_stop(&self->other);
 	munmap((void *)ARENA, ARENA_SIZE);
+	swap_off();
 	free(self->a);
 	free(self->b);
 }
@@ -349,16 +352,74 @@ TEST_F(refresh, guards)
 	EXPECT_REFRESHED();
 }
 
-TEST_F(refresh, swapped_out)
+TEST_F_TIMEOUT(refresh, swapped_out, 120)
 {
+	const char *reason = swap_missing();
+	int i;
+
+	if (reason)
+		SKIP(return, "%s", reason);
+	ASSERT_EQ(0, swap_on())
+		TH_LOG("swapon: %s", strerror(errno));
+	/* These are the source's alone, and go by themselves. */
 	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 2, 7, 2));
-	peer_madvise(self->src, self->s, self->len, MADV_PAGEOUT);
-	peer_madvise(self->dst, self->d, self->len, MADV_PAGEOUT);
+	ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_PAGEOUT));
+	ASSERT_EQ(0, peer_madvise(self->dst, self->d, self->len, MADV_PAGEOUT));
+	EXPECT_LT(0, pages_swapped(self->src, self->s, self->npages));
 	ASSERT_EQ(0, again(self));
 	ASSERT_TRUE(same(_metadata, self));
-	cgroup_reclaim("16M");
+	/* And these by both mappings. */
+	for (i = 0; i < 50 && !pages_swapped(self->dst, self->d, self->npages); i++)
+		cgroup_reclaim("16M");
+	EXPECT_LT(0, pages_swapped(self->dst, self->d, self->npages));
 	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 3, 7, 3));
 	EXPECT_REFRESHED();
+}
+
+static long clear_refs(pid_t pid)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d/clear_refs", pid);
+	return setting_write(path, "1");
+}
+
+/*
+ * Entries that are right are not touched, and so keep what they say about who
+ * has read the page; new ones say that nobody has.
+ */
+TEST_F(refresh, kept)
+{
+	unsigned long end = self->d + self->len;
+	size_t i;
+	long kb;
+
+	if (variant->kind == FROM_FILE)
+		SKIP(return, "pages of files have that for themselves");
+	if (proc_smaps_kb(self->dst->pid, self->d, end, "Referenced") < 0)
+		SKIP(return, "no Referenced in smaps");
+	/* With fork(), the source's entries can be clean or writable so far. */
+	ASSERT_EQ(0, again(self));
+	ASSERT_EQ(0, clear_refs(self->src->pid));
+	ASSERT_EQ(0, clear_refs(self->dst->pid));
+	ASSERT_EQ(0, proc_smaps_kb(self->dst->pid, self->d, end, "Referenced"));
+	for (i = 0; i < self->npages; i++)
+		ASSERT_TRUE(peer_readable(self->dst, self->d + i * self->ps));
+	kb = proc_smaps_kb(self->dst->pid, self->d, end, "Referenced");
+	EXPECT_EQ(self->len / 1024, kb);
+	ASSERT_EQ(0, again(self));
+	EXPECT_EQ(kb, proc_smaps_kb(self->dst->pid, self->d, end, "Referenced"));
+	if (variant->kind == HUGE && !variant->shift)
+		return;
+	/* Two pages that differ, one by each side */
+	ASSERT_EQ(0, peer_stamp(self->src, self->s, 10, 9, 1, 2));
+	ASSERT_EQ(0, peer_stamp(self->dst, self->d, 12, 11, 1, 3));
+	ASSERT_EQ(0, again(self));
+	kb -= proc_smaps_kb(self->dst->pid, self->d, end, "Referenced");
+	/* A new page itself can be marked, whoever has mapped it. */
+	EXPECT_LE(self->ps / 1024, kb);
+	EXPECT_GE(2 * self->ps / 1024, kb);
+	ASSERT_TRUE(same(_metadata, self));
 }
 
 /*
@@ -421,6 +482,7 @@ TEST_F_TIMEOUT(refresh, migrated, 120)
 		way = round & 1;
 		ASSERT_EQ(0, peer_dput(peers[way], addrs[way], peers[!way], addrs[!way],
 				       self->len, 0));
+		ASSERT_TRUE(same(_metadata, self));
 		/* So that the next one has something to do, and none is lost */
 		ASSERT_EQ(0, peer_stamp(peers[!way], addrs[!way], self->npages, round % 7, 7,
 					round & 0x7f));

@@ -620,6 +620,15 @@ static bool ksm_check(struct situation *s, struct peer *p, unsigned long addr)
 	return true;
 }
 
+/* Zero it by stores. */
+static long op_clear(void *arg)
+{
+	unsigned long *a = arg;
+
+	memset((void *)a[0], 0, a[1]);
+	return 0;
+}
+
 FIXTURE_SETUP(ksm)
 {
 	const char *reason = why_not();
@@ -652,6 +661,7 @@ FIXTURE_SETUP(ksm)
 FIXTURE_TEARDOWN(ksm)
 {
 	setting_write(KSM "run", "0");
+	setting_restore(KSM "use_zero_pages");
 	peer_kill(&self->s.a);
 }
 
@@ -682,8 +692,7 @@ TEST_F_TIMEOUT(ksm, migrate, 120)
 					TH_LOG("page %zu was not found in place %d", j, k);
 			}
 	}
-	if (!merged)
-		SKIP(return, "KSM has merged nothing");
+	EXPECT_LT(0, merged);
 	for (k = 0; k < s->nr; k++)
 		EXPECT_TRUE(ksm_check(s, s->share[k].p, s->share[k].addr));
 }
@@ -691,9 +700,12 @@ TEST_F_TIMEOUT(ksm, migrate, 120)
 TEST_F_TIMEOUT(ksm, unmerge, 120)
 {
 	struct situation *s = &self->s;
-	size_t i;
+	size_t i, merged = 0;
 	int k;
 
+	for (i = 0; i < s->npages; i++)
+		merged += !!(kpageflags(share_pfn(s, 0, i)) & KPF_KSM);
+	ASSERT_LT(0, merged);
 	for (k = 0; k < s->nr; k++) {
 		ASSERT_EQ(0, peer_madvise(s->share[k].p, s->share[k].addr, s->len,
 					  MADV_UNMERGEABLE));
@@ -721,6 +733,66 @@ TEST_F_TIMEOUT(ksm, copy_is_scanned, 120)
 	for (i = 0; i < s->npages; i++)
 		merged += !!(kpageflags(share_pfn(s, 1, i)) & KPF_KSM);
 	EXPECT_EQ(s->npages, merged);
+}
+
+/* In the process, or in all of them */
+static long zero_pages_of(pid_t pid)
+{
+	char path[64] = KSM "ksm_zero_pages", line[128];
+	long n = -1;
+	FILE *f;
+
+	if (pid)
+		snprintf(path, sizeof(path), "/proc/%d/ksm_stat", pid);
+	f = fopen(path, "r");
+	while (f && n < 0 && fgets(line, sizeof(line), f))
+		if (sscanf(line, pid ? "ksm_zero_pages %ld" : "%ld", &n) != 1)
+			n = -1;
+	if (f)
+		fclose(f);
+	return n;
+}
+
+/* Empty pages that KSM has replaced by the zero page count on each side. */
+TEST_F_TIMEOUT(ksm, zero_pages, 120)
+{
+	struct situation *s = &self->s;
+	struct peer *src = &s->me, *dst = s->share[1].p;
+	unsigned long saddr = AT(3), daddr = AT(4), arg[] = { saddr, s->len };
+	long n = s->npages, from, half = n / 2;
+	bool both = src == dst;
+
+	if (zero_pages_of(src->pid) < 0 || zero_pages_of(0) < 0)
+		SKIP(return, "KSM does not count zero pages");
+	ASSERT_EQ(0, setting_write(KSM "use_zero_pages", "1"));
+	from = zero_pages_of(0);
+	ASSERT_EQ(0, peer_map(src, saddr, s->len, RW));
+	/* Written to, and empty */
+	ASSERT_EQ(0, peer_fill(src, saddr, s->len, 1));
+	ASSERT_EQ(0, peer_call(src, op_clear, arg, sizeof(arg)));
+	ASSERT_EQ(0, peer_madvise(src, saddr, s->len, MADV_MERGEABLE));
+	ASSERT_EQ(0, ksm_scan());
+	ASSERT_EQ(from + n, zero_pages_of(0));
+	EXPECT_EQ(n, zero_pages_of(src->pid));
+
+	ASSERT_EQ(0, peer_dput(src, saddr, dst, daddr, s->len, 0));
+	EXPECT_EQ(from + 2 * n, zero_pages_of(0));
+	EXPECT_EQ(both ? 2 * n : n, zero_pages_of(dst->pid));
+	/* Over itself, and over something else */
+	ASSERT_EQ(0, peer_dput(src, saddr, dst, daddr, s->len, 0));
+	EXPECT_EQ(from + 2 * n, zero_pages_of(0));
+	ASSERT_EQ(0, peer_fill(dst, daddr, s->len / 2, 2));
+	EXPECT_EQ(from + 2 * n - half, zero_pages_of(0));
+	EXPECT_EQ((both ? 2 * n : n) - half, zero_pages_of(dst->pid));
+	ASSERT_EQ(0, peer_dput(src, saddr, dst, daddr, s->len, 0));
+	EXPECT_EQ(from + 2 * n, zero_pages_of(0));
+	ASSERT_EQ(0, peer_munmap(src, saddr, s->len));
+	EXPECT_EQ(from + n, zero_pages_of(0));
+	EXPECT_EQ(n, zero_pages_of(dst->pid));
+	ASSERT_EQ(0, peer_munmap(dst, daddr, s->len));
+	EXPECT_EQ(from, zero_pages_of(0));
+	EXPECT_EQ(0, zero_pages_of(src->pid));
+	EXPECT_EQ(0, zero_pages_of(dst->pid));
 }
 
 TEST_HARNESS_MAIN

@@ -314,6 +314,32 @@ TEST_F_TIMEOUT(swap, lazily_freed, 120)
 	CHECK(self->dst, self->d, 0, 1, 1);
 }
 
+/* The same in the middle of a migration: an entry for that cannot be dirty */
+TEST_F_TIMEOUT(swap, lazily_freed_while_migrated, 180)
+{
+	int round, i;
+	pid_t pid;
+	long from;
+
+	if (access("/sys/devices/system/node/node1", F_OK))
+		SKIP(return, "needs two NUMA nodes");
+	for (round = 0; round < 30; round++) {
+		STAMP(self->src, self->s, 0, 1, 1);
+		ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
+		pid = start_migrating(self->src->pid, self->s, self->npages);
+		ASSERT_LT(0, pid);
+		from = vmstat("pgmigrate_success");
+		while (vmstat("pgmigrate_success") == from)
+			;
+		DPUT(self->src, self->s, self->dst, self->d);
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+		for (i = 0; i < 5; i++)
+			cgroup_reclaim("16M");
+		CHECK(self->dst, self->d, 0, 1, 1);
+	}
+}
+
 /* Swapped out, copied to two places of one process, and out again */
 TEST_F_TIMEOUT(swap, two_places, 120)
 {
