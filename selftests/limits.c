@@ -479,6 +479,17 @@ TEST_F(map_count, boundary)
 		}
 	}
 	EXPECT_LT(0, good);
+
+	/* One page once more into the copy takes no mapping at all. */
+	snprintf(val, sizeof(val), "%d", proc_count_vmas(dst->pid, 0, MAPS_END));
+	ASSERT_EQ(0, peer_fill(src, SRC + self->ps, self->ps, 2));
+	ASSERT_EQ(0, setting_write(MAX_MAP_COUNT, val));
+	ret = peer_dput(src, SRC + self->ps, dst, at + self->ps, self->ps, 0);
+	err = errno;
+	setting_restore(MAX_MAP_COUNT);
+	EXPECT_EQ(0, ret)
+		TH_LOG("once more: %s", strerror(err));
+	EXPECT_EQ(-1, peer_verify(dst, at + self->ps, self->ps, 2));
 }
 
 TEST_HARNESS_MAIN
