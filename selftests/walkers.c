@@ -2102,7 +2102,8 @@ static bool nothing_left(const long *before)
 	ok = WAIT_FOR(({
 		left_read(now);
 		for (over = -1, i = 0; i < NR_LEFT; i++)
-			if (now[i] > before[i] + left[i].limit)
+			/* What is not known is not known to be free. */
+			if (before[i] < 0 || now[i] < 0 || now[i] > before[i] + left[i].limit)
 				over = i;
 		over < 0;
 	}));
