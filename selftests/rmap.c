@@ -8,6 +8,7 @@
  */
 
 #include "kselftest_harness.h"
+#include <limits.h>
 #include <linux/mempolicy.h>
 #include <sched.h>
 #include <sys/syscall.h>
@@ -735,19 +736,19 @@ TEST_F_TIMEOUT(ksm, copy_is_scanned, 120)
 	EXPECT_EQ(s->npages, merged);
 }
 
-/* In the process, or in all of them */
+/* In the process, or in all of them; LONG_MIN if that is not known */
 static long zero_pages_of(pid_t pid)
 {
 	char path[64] = KSM "ksm_zero_pages", line[128];
-	long n = -1;
+	long n = LONG_MIN;
 	FILE *f;
 
 	if (pid)
 		snprintf(path, sizeof(path), "/proc/%d/ksm_stat", pid);
 	f = fopen(path, "r");
-	while (f && n < 0 && fgets(line, sizeof(line), f))
-		if (sscanf(line, pid ? "ksm_zero_pages %ld" : "%ld", &n) != 1)
-			n = -1;
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, pid ? "ksm_zero_pages %ld" : "%ld", &n) == 1)
+			break;
 	if (f)
 		fclose(f);
 	return n;
@@ -762,7 +763,7 @@ TEST_F_TIMEOUT(ksm, zero_pages, 120)
 	long n = s->npages, from, half = n / 2;
 	bool both = src == dst;
 
-	if (zero_pages_of(src->pid) < 0 || zero_pages_of(0) < 0)
+	if (zero_pages_of(src->pid) == LONG_MIN || zero_pages_of(0) == LONG_MIN)
 		SKIP(return, "KSM does not count zero pages");
 	ASSERT_EQ(0, setting_write(KSM "use_zero_pages", "1"));
 	from = zero_pages_of(0);
