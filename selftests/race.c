@@ -44,6 +44,15 @@ static unsigned int seed(void)
 	return env_number("DPUT_SEED", 1);
 }
 
+/*
+ * An older copy would only be brought up to date, by another way through the
+ * kernel: in each second round, have it replaced.
+ */
+static long differ(struct peer *p, unsigned long addr, size_t len, long round)
+{
+	return round & 1 ? peer_madvise(p, addr, len, MADV_RANDOM) : 0;
+}
+
 static void __attribute__((constructor)) say_seed(void)
 {
 	if (getenv("DPUT_SEED"))
@@ -201,6 +210,7 @@ TEST_F_TIMEOUT(instant, writers, LONG)
 		if (variant->whole)
 			peer_madvise(self->src, src, size, MADV_COLLAPSE);
 		huge += variant->huge && is_huge(self->src->pid, src, size);
+		ASSERT_EQ(0, differ(self->dst, dst, len, i));
 		ASSERT_EQ(0, peer_dput(self->src, src, self->dst, dst, len, 0))
 			TH_LOG("dput: %s", strerror(errno));
 		im.addr = dst;
@@ -353,6 +363,7 @@ TEST_F_TIMEOUT(sides, write, LONG)
 		if (i % 10 == 0 && variant->huge) {
 			ASSERT_EQ(0, peer_dput(src, from.addr, dst, to.addr, size, 0));
 		}
+		ASSERT_EQ(0, differ(dst, to.addr, len, i));
 		ASSERT_EQ(0, peer_dput(src, from.addr, dst, to.addr, len, 0))
 			TH_LOG("dput: %s", strerror(errno));
 		ASSERT_EQ(0, peer_call(dst, op_side_read, &to, sizeof(to)));
