@@ -2,7 +2,7 @@
 # The work is done by the scripts in qemu/; each has --help.
 
 export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB BENCH
-export ARCHES CONFIGS
+export ARCHES CONFIGS DPUT_CACHE DPUT_BUILD DPUT_MIRROR
 export SENDER VERSION RFC BASE_COMMIT SINCE BASE CONFIG_FILE
 
 # What make test-all runs: targets, with variables after colons.
@@ -50,6 +50,8 @@ help:
 	@echo 'JOBS=N           compilers at a time (default: one for each CPU)'
 	@echo 'DEMO_MIB=N       how much data the demonstration works on'
 	@echo 'DPUT_CACHE=DIR   downloads and ccache (default: ~/.cache/dput)'
+	@echo 'DPUT_BUILD=DIR   everything else that is made (default: build)'
+	@echo "DPUT_MIRROR=URL  a Debian mirror (default: the one in apt's sources)"
 
 deps:
 	@qemu/deps

@@ -2,10 +2,11 @@
 # Sourced by every script in this directory: where things are, how to say no.
 set -euo pipefail
 export LC_ALL=C
+unset CDPATH
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Another build directory (qemu/bisect has one of its own), and whose selftests.
-build=${DPUT_BUILD:-$repo/build}
+build=$(realpath -m "${DPUT_BUILD:-$repo/build}")
 selftests=${DPUT_SELFTESTS:-$repo/selftests}
 # DPUT_TREE=base: Linux without the series, for qemu/regress to compare with.
 DPUT_TREE=${DPUT_TREE:-linux}
@@ -51,7 +52,8 @@ export QUILT_PATCHES=$repo/patches QUILT_SERIES=$repo/series
 
 # Nothing of the caller's make or kernel build may leak into ours.
 unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL O V CROSS_COMPILE CC CFLAGS LDFLAGS \
-	KBUILD_OUTPUT KCFLAGS KCPPFLAGS KAFLAGS INSTALL_PATH GREP_OPTIONS
+	KBUILD_OUTPUT KCFLAGS KCPPFLAGS KAFLAGS INSTALL_PATH GREP_OPTIONS \
+	LLVM LLVM_IAS LD AR HOSTCC HOSTCFLAGS KCONFIG_CONFIG KCONFIG_ALLCONFIG KBUILD_EXTMOD
 
 say() { printf '%s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
@@ -64,10 +66,13 @@ trait() {
 	echo "${value:-$2}"
 }
 
+# Neither kbuild nor quilt can work in such a place; better said before a download.
+[[ $build != *[[:space:]:]* ]] || die "$build: a kernel cannot be built where the path has a space or a colon; clone to another place, or set DPUT_BUILD"
+
 # usage "$@": --help prints the script's head comment.
 usage() {
 	[[ ${1:-} == --help || ${1:-} == -h ]] || return 0
-	sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+	sed -n '2,/^[^#]/{/^# shellcheck /d; s/^# \{0,1\}//p}' "$0"
 	exit 0
 }
 
@@ -94,14 +99,24 @@ drop_lock() {
 }
 
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-# The Debian mirror: DPUT_MIRROR, or the one in the system's apt sources.
+# The Debian mirror: DPUT_MIRROR, or the one in the system's apt sources, if it is Debian.
 mirror() {
 	local site
+	# Other distributions' mirrors have no Debian.
+	[[ -n ${DPUT_MIRROR:-} ]] || grep -qsx 'ID=debian' /etc/os-release || { echo https://deb.debian.org/debian; return; }
 	# shellcheck disable=SC2016 # apt's variable
 	site=${DPUT_MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' |
 		grep -v security | sort | uniq -c | sort -rn | awk 'NR == 1 { print $2 }')}
 	[[ -n $site ]] || die "no mirror in the system's apt sources: set DPUT_MIRROR to a Debian mirror's URL"
 	echo "$site"
+}
+
+# is_checkout DIR: of git? 1 if not; 2, and git's words, if git will not say.
+is_checkout() {
+	local top
+	[[ -e $1/.git ]] || return 1
+	top=$(git -C "$1" rev-parse --show-toplevel) || { say "${0##*/}: $1 has a .git, but git does not read it"; return 2; }
+	[[ $top == "$1" ]]
 }
 
 # spec_libraries: gen_init_cpio's lines for the libraries that ldd's output names.

@@ -87,10 +87,16 @@ static long op_pin(void *arg)
 	return pin_memory(a[0], a[1]);
 }
 
-/* MANY page tables' worth of memory, with a page in each */
+/* What MANY page tables map, if an entry takes eight bytes */
+static size_t sparse_len(void)
+{
+	return MANY * page_size() * (page_size() / 8);
+}
+
+/* That, with a page in each */
 static void map_sparse(struct __test_metadata *_metadata, struct peer *p)
 {
-	size_t step = 1UL << 21;
+	size_t step = sparse_len() / MANY;
 
 	/* More than all memory may be accounted as. */
 	ASSERT_EQ(SRC, peer_mmap(p, SRC, MANY * step, RW, MAP_PRIVATE | MAP_ANONYMOUS |
@@ -123,19 +129,19 @@ static void expect_charged(struct __test_metadata *_metadata, FIXTURE_DATA(memcg
 
 TEST_F_TIMEOUT(memcg, page_tables, 120)
 {
-	/* Of 2 MiB each, or 4 MiB on 32-bit machines */
+	/* Half as many on 32-bit machines, where an entry takes four bytes */
 	const long tables = __SIZEOF_LONG__ == 4 ? MANY / 2 : MANY;
 	long all[GROUPS];
 
 	map_sparse(_metadata, &self->src);
 	count(self, NULL, all);
 	count(self, "pagetables", self->before);
-	ASSERT_EQ(0, peer_dput(&self->src, SRC, &self->dst, SRC, MANY << 21, 0));
+	ASSERT_EQ(0, peer_dput(&self->src, SRC, &self->dst, SRC, sparse_len(), 0));
 	expect_charged(_metadata, self, "pagetables", tables);
 	memcpy(self->before, all, sizeof(all));
 	expect_charged(_metadata, self, NULL, tables);
 	/* They are given back, by RCU. */
-	ASSERT_EQ(0, peer_munmap(&self->dst, SRC, MANY << 21));
+	ASSERT_EQ(0, peer_munmap(&self->dst, SRC, sparse_len()));
 	do {
 		syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 		count(self, NULL, all);
@@ -209,7 +215,7 @@ TEST_F_TIMEOUT(memcg, caller_at_limit, 120)
 	snprintf(val, sizeof(val), "%ld", LAG * (long)self->ps +
 		 cgroup_number(self->group[CALLER], "memory.current", NULL));
 	ASSERT_EQ(0, cgroup_write(self->group[CALLER], "memory.max", val));
-	EXPECT_EQ(0, peer_dput(&self->src, SRC, &self->dst, SRC, MANY << 21, 0));
+	EXPECT_EQ(0, peer_dput(&self->src, SRC, &self->dst, SRC, sparse_len(), 0));
 	EXPECT_EQ(0, peer_dput(&self->src, DST, &self->dst, DST, arg[1], 0));
 	EXPECT_EQ(0, cgroup_number(self->group[CALLER], "memory.events", "max"));
 	EXPECT_EQ(0, cgroup_number(self->group[CALLER], "memory.events", "oom_kill"));
@@ -256,7 +262,7 @@ static void copy_at_limit(struct __test_metadata *_metadata, FIXTURE_DATA(memcg)
 TEST_F_TIMEOUT(memcg, destination_at_limit, 120)
 {
 	map_sparse(_metadata, &self->src);
-	copy_at_limit(_metadata, self, SRC, SRC, MANY << 21);
+	copy_at_limit(_metadata, self, SRC, SRC, sparse_len());
 	EXPECT_EQ(-1, peer_check(&self->src, SRC, MANY << 9, 0, 1 << 9, 1));
 }
 

@@ -223,7 +223,7 @@ TEST_F_TIMEOUT(swap, mixed, 60)
 /* The ragged ends are out, on either side. */
 TEST_F_TIMEOUT(swap, ragged_ends, 60)
 {
-	size_t len = self->len - 2 * 2048;
+	size_t len = self->len - self->ps;
 	uint64_t v;
 
 	ASSERT_EQ(0, peer_map(self->dst, self->d, self->len, RW));
