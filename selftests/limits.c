@@ -263,7 +263,8 @@ TEST_F_TIMEOUT(memcg, destination_at_limit, 120)
 {
 	map_sparse(_metadata, &self->src);
 	copy_at_limit(_metadata, self, SRC, SRC, sparse_len());
-	EXPECT_EQ(-1, peer_check(&self->src, SRC, MANY << 9, 0, 1 << 9, 1));
+	EXPECT_EQ(-1, peer_check(&self->src, SRC, sparse_len() / self->ps, 0,
+				 sparse_len() / MANY / self->ps, 1));
 }
 
 TEST_F_TIMEOUT(memcg, destination_at_limit_pinned, 120)
