@@ -16,7 +16,7 @@
 
 /* An odd number of pages from each other, so that no table lines up. */
 #define SRC	(ARENA + 64 * page_size())
-#define DST	(ARENA + (1UL << 24) + 7 * page_size())
+#define DST	(ARENA + (1UL << 28) + 7 * page_size())
 
 enum direction {
 	PUT,			/* caller to child */

@@ -612,7 +612,13 @@ static inline uint64_t stamp_word(size_t page, int i, unsigned int seed)
 	return ((uint64_t)seed << 48) + ((uint64_t)page << 8) + i + 1;
 }
 
-static const unsigned int stamp_at[] = { 0, 1, 255, 511 };
+/* Words of a page: the first two, and the last one of each half */
+#define NR_STAMPS	4
+
+static size_t stamp_at(int i)
+{
+	return i < 2 ? i : page_size() / 16 * (i - 1) - 1;
+}
 
 static long op_stamp(void *arg)
 {
@@ -627,8 +633,8 @@ static long op_stamp(void *arg)
 	for (pg = a->first; pg < a->len; pg += a->step) {
 		volatile uint64_t *w = (void *)(a->addr + pg * page_size());
 
-		for (i = 0; i < ARRAY_SIZE(stamp_at); i++)
-			w[stamp_at[i]] = stamp_word(pg, i, a->seed);
+		for (i = 0; i < NR_STAMPS; i++)
+			w[stamp_at(i)] = stamp_word(pg, i, a->seed);
 	}
 	access_end();
 	return 0;
@@ -647,8 +653,8 @@ static long op_check(void *arg)
 	for (pg = a->first; pg < a->len; pg += a->step) {
 		volatile uint64_t *w = (void *)(a->addr + pg * page_size());
 
-		for (i = 0; i < ARRAY_SIZE(stamp_at); i++) {
-			if (w[stamp_at[i]] == stamp_word(pg, i, a->seed))
+		for (i = 0; i < NR_STAMPS; i++) {
+			if (w[stamp_at(i)] == stamp_word(pg, i, a->seed))
 				continue;
 			access_end();
 			return pg;
@@ -971,12 +977,30 @@ static struct setting {
 
 static pid_t first_process;
 
+static void on_end(int sig)
+{
+	/* Nothing waits but the harness; what was changed is worse. */
+	if (getpid() == first_process)
+		exit(128 + sig);
+	_exit(128 + sig);
+}
+
+/* Destructors undo what was done to the system, also after a signal. */
+static void undo_when_ended(void)
+{
+	first_process = getpid();
+	signal(SIGHUP, on_end);
+	signal(SIGINT, on_end);
+	signal(SIGQUIT, on_end);
+	signal(SIGTERM, on_end);
+}
+
 void setting_save(const char *path)
 {
 	char buf[128], *start, *end;
 	struct setting *s = saved;
 
-	first_process = getpid();
+	undo_when_ended();
 	while (s->path[0])
 		s++;
 	if (s == saved + ARRAY_SIZE(saved) - 1 ||
@@ -1068,8 +1092,14 @@ static const char *cgroup_make(void)
 
 void cgroup_prepare(void)
 {
+	undo_when_ended();
 	cgroup_owner = getpid();
 	cgroup_error = cgroup_make();
+}
+
+const char *cgroup_missing(void)
+{
+	return cgroup_error;
 }
 
 const char *cgroup_enter(void)
@@ -1154,7 +1184,7 @@ static void __attribute__((destructor)) cgroup_remove(void)
 static const char *swap_error = "no swap device was made";
 static char swap_path[64];
 static int zram = -1;
-static bool zram_added;
+static bool zram_added, swap_node;
 static pid_t swap_owner;
 
 static int zram_write(const char *file, const char *val)
@@ -1186,10 +1216,14 @@ static const char *swap_make(void)
 	if (setting_read(path, buf, sizeof(buf)) ||
 	    sscanf(buf, "%u:%u", &major, &minor) != 2)
 		return "the zram device has no number";
-	mkdir("/tmp", 01777);
-	snprintf(swap_path, sizeof(swap_path), "/tmp/dput-swap-%d", getpid());
-	if (mknod(swap_path, S_IFBLK | 0600, makedev(major, minor)))
-		return "cannot make a device node";
+	snprintf(swap_path, sizeof(swap_path), "/dev/zram%d", zram);
+	if (access(swap_path, F_OK)) {
+		mkdir("/tmp", 01777);
+		snprintf(swap_path, sizeof(swap_path), "/tmp/dput-swap-%d", getpid());
+		if (mknod(swap_path, S_IFBLK | 0600, makedev(major, minor)))
+			return "cannot make a device node";
+		swap_node = true;
+	}
 	snprintf(buf, sizeof(buf), "%lu", DISK_SIZE);
 	if (zram_write("disksize", buf))
 		return "cannot set the size of the zram device";
@@ -1198,6 +1232,7 @@ static const char *swap_make(void)
 
 void swap_prepare(void)
 {
+	undo_when_ended();
 	swap_owner = getpid();
 	swap_error = swap_make();
 }
@@ -1215,7 +1250,8 @@ static void __attribute__((destructor)) swap_remove(void)
 		return;
 	if (swap_path[0]) {
 		swapoff(swap_path);
-		unlink(swap_path);
+		if (swap_node)
+			unlink(swap_path);
 	}
 	if (zram < 0)
 		return;
@@ -1334,8 +1370,26 @@ int swap_format(const char *path, size_t size)
 	return ret;
 }
 
+static const char *ksm_error;
+
+static void ksm_look(void)
+{
+	char buf[32];
+
+	if (setting_read(KSM "pages_shared", buf, sizeof(buf)))
+		ksm_error = "no KSM";
+	else if (!getenv("DPUT_DISPOSABLE") && atol(buf))
+		ksm_error = "KSM is in use: DPUT_DISPOSABLE is not set";
+}
+
+const char *ksm_missing(void)
+{
+	return ksm_error;
+}
+
 void ksm_save(void)
 {
+	ksm_look();
 	setting_save(KSM "pages_to_scan");
 	setting_save(KSM "sleep_millisecs");
 	setting_save(KSM "smart_scan");
@@ -1405,26 +1459,52 @@ static long number_after(const char *path, const char *name)
 	return ret;
 }
 
+int memory_nodes(int *nodes)
+{
+	char buf[128], *s = buf, *end;
+	long first, last;
+	int n = 0;
+
+	/* "0-1,4" */
+	if (setting_read("/sys/devices/system/node/has_memory", buf, sizeof(buf)))
+		return 0;
+	while (n < 2) {
+		first = strtol(s, &end, 10);
+		if (end == s)
+			break;
+		last = *end == '-' ? strtol(end + 1, &end, 10) : first;
+		for (; first <= last && n < 2; first++)
+			nodes[n++] = first;
+		s = end + (*end == ',');
+	}
+	return n;
+}
+
 pid_t start_migrating(pid_t pid, unsigned long addr, size_t nr)
 {
 	void **pages = calloc(nr, sizeof(*pages));
-	int *nodes = calloc(nr, sizeof(*nodes)), *status = calloc(nr, sizeof(*status));
-	pid_t child = pages && nodes && status ? fork() : -1;
+	int *to = calloc(nr, sizeof(*to)), *status = calloc(nr, sizeof(*status));
+	int nodes[2];
+	pid_t child = -1;
 	size_t i;
 
+	if (memory_nodes(nodes) == 2 && pages && to && status)
+		child = fork();
 	if (!child) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (i = 0; i < nr; i++)
+		for (i = 0; i < nr; i++) {
 			pages[i] = (void *)(addr + i * page_size());
+			to[i] = nodes[0];
+		}
 		for (;;) {
-			syscall(__NR_move_pages, pid, nr, pages, nodes, status,
+			syscall(__NR_move_pages, pid, nr, pages, to, status,
 				MPOL_MF_MOVE_ALL);
 			for (i = 0; i < nr; i++)
-				nodes[i] = !nodes[i];
+				to[i] = nodes[0] + nodes[1] - to[i];
 		}
 	}
 	free(pages);
-	free(nodes);
+	free(to);
 	free(status);
 	return child;
 }

@@ -186,8 +186,10 @@ long slab_objects(const char *name);
 long vmstat(const char *name);
 void slab_shrink(const char *name);
 
+/* How many nodes have memory, and the first two; no more than two count. */
+int memory_nodes(int *nodes);
 /*
- * A process that moves pages between nodes 0 and 1, of whoever maps them, until
+ * A process that moves pages between two nodes, of whoever maps them, until
  * it is killed or the caller ends; -1 if there can be none.
  */
 pid_t start_migrating(pid_t pid, unsigned long addr, size_t nr);
@@ -197,6 +199,7 @@ pid_t start_migrating(pid_t pid, unsigned long addr, size_t nr);
  * in a constructor; the others return NULL, or the reason why not.
  */
 void cgroup_prepare(void);
+const char *cgroup_missing(void);
 const char *cgroup_enter(void);
 int cgroup_reclaim(const char *amount);
 /* More of them; each is removed with cgroup_delete() when nobody is in it. */
@@ -244,6 +247,11 @@ int swap_format(const char *path, size_t size);
 
 #define KSM			"/sys/kernel/mm/ksm/"
 void ksm_save(void);
+/*
+ * NULL, or why its settings cannot be changed: they are everybody's. To be asked
+ * of after ksm_save().
+ */
+const char *ksm_missing(void);
 long ksm_full_scans(void);
 /* Have everything merged that can be. */
 int ksm_scan(void);

@@ -698,6 +698,8 @@ TEST_F_TIMEOUT(errors, enomem_max_map_count, 120)
 
 	if (geteuid())
 		SKIP(return, "needs root");
+	if (!getenv("DPUT_DISPOSABLE"))
+		SKIP(return, "it limits the whole system: DPUT_DISPOSABLE is not set");
 	ASSERT_EQ(0, peer_call(&self->me, op_comb, arg, sizeof(arg)));
 	snprintf(val, sizeof(val), "%d",
 		 proc_count_vmas(self->child.pid, 0, -1) + (int)nr / 2);

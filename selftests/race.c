@@ -929,7 +929,6 @@ TEST_F_TIMEOUT(end, execve_stack, LONG)
  * of that may show in the contents.
  */
 
-#define KSM		"/sys/kernel/mm/ksm/"
 #define COMPACT		"/proc/sys/vm/compact_memory"
 
 enum pressure { P_PTRACE, P_RECLAIM, P_COMPACT, P_MIGRATE, P_KSM, NR_PRESSURES };
@@ -940,9 +939,7 @@ static void __attribute__((constructor)) prepare(void)
 		return;
 	swap_prepare();
 	cgroup_prepare();
-	setting_save(KSM "run");
-	setting_save(KSM "sleep_millisecs");
-	setting_save(KSM "pages_to_scan");
+	ksm_save();
 	if (thp_size())
 		setting_save(THP_ENABLED);
 }
@@ -960,9 +957,11 @@ static bool stop_and_go(pid_t pid)
 	return stopped;
 }
 
-static bool migrate(pid_t pid, int to)
+static int press_nodes[2];
+
+static bool migrate(pid_t pid, bool back)
 {
-	unsigned long old = 2 >> to, new = 1 << to;
+	unsigned long old = 1UL << press_nodes[back], new = 1UL << press_nodes[!back];
 
 	return syscall(__NR_migrate_pages, pid, 8 * sizeof(old), &old, &new) >= 0;
 }
@@ -982,7 +981,7 @@ static void __noreturn press(unsigned int mask, pid_t a, pid_t b, volatile unsig
 			done[P_RECLAIM]++;
 		if (mask & 1U << P_COMPACT && !setting_write(COMPACT, "1"))
 			done[P_COMPACT]++;
-		if (mask & 1U << P_MIGRATE && migrate(pid, r & 64 ? 1 : 0))
+		if (mask & 1U << P_MIGRATE && migrate(pid, r & 64))
 			done[P_MIGRATE]++;
 		sched_yield();
 	}
@@ -1004,10 +1003,10 @@ static const char *press_missing(unsigned int mask)
 		return "needs root";
 	if (mask & 1U << P_COMPACT && access(COMPACT, W_OK))
 		return "no compaction";
-	if (mask & 1U << P_MIGRATE && access("/sys/devices/system/node/node1", F_OK))
-		return "only one node";
-	if (mask & 1U << P_KSM && ksm_number("run") < 0)
-		return "no KSM";
+	if (mask & 1U << P_MIGRATE && memory_nodes(press_nodes) < 2)
+		return "needs two NUMA nodes (numa=fake=2 is as good)";
+	if (mask & 1U << P_KSM && ksm_missing())
+		return ksm_missing();
 	if (mask & 1U << P_RECLAIM)
 		reason = cgroup_enter() ?: swap_missing();
 	return reason;
@@ -1129,7 +1128,7 @@ TEST_F_TIMEOUT(pressure, contents, LONG)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		press(variant->mask, self->a.pid, self->b.pid, self->done);
 	}
-	for (i = 0; i < n || !pressed(variant->mask, self->done); i++) {
+	for (i = 0; i < n || (!pressed(variant->mask, self->done) && i < 100 * n); i++) {
 		int from = rand_r(&state) % 3, to = rand_r(&state) % 3;
 		/* A part of a second time, in place, as often as not */
 		int again = rand_r(&state) % 2;
@@ -1159,6 +1158,7 @@ TEST_F_TIMEOUT(pressure, contents, LONG)
 		EXPECT_EQ(-1, peer_check(p[from], SRC, nr, 0, 1, 2 * i + 1))
 			TH_LOG("round %ld, %d to %d", i, from, to);
 	}
+	EXPECT_TRUE(pressed(variant->mask, self->done));
 	/*
 	 * Now that nobody writes, what is the same is merged within some scans;
 	 * it has to be there for that, and not swapped out.

@@ -469,11 +469,11 @@ TEST_F_TIMEOUT(refresh, migrated, 120)
 	struct peer *peers[] = { self->src, self->dst };
 	unsigned long addrs[] = { self->s, self->d };
 	long start = vmstat("pgmigrate_success");
-	int round, way;
+	int round, way, nodes[2];
 	pid_t pid[2];
 
-	if (access("/sys/devices/system/node/node1", F_OK))
-		SKIP(return, "needs two NUMA nodes");
+	if (memory_nodes(nodes) < 2)
+		SKIP(return, "needs two NUMA nodes (numa=fake=2 is as good)");
 	for (way = 0; way < 2; way++) {
 		pid[way] = start_migrating(peers[way]->pid, addrs[way], self->npages);
 		ASSERT_LT(0, pid[way]);
@@ -503,7 +503,8 @@ TEST_F(refresh, pinned)
 	if (self->src != &self->me)
 		SKIP(return, "it is the test that pins");
 	ring = pin_memory(page, 4 * self->ps);
-	ASSERT_LE(0, ring);
+	if (ring < 0)
+		SKIP(return, "io_uring: %s", strerror(errno));
 	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 2));
 	pfn = proc_pfn(self->src->pid, page);
 	ASSERT_EQ(0, again(self));

@@ -22,14 +22,7 @@ static int nodes[2], nr_nodes;
 
 static void __attribute__((constructor)) prepare(void)
 {
-	char path[64], buf[64];
-	int i;
-
-	for (i = 0; i < 64 && nr_nodes < 2; i++) {
-		snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/numastat", i);
-		if (!setting_read(path, buf, sizeof(buf)))
-			nodes[nr_nodes++] = i;
-	}
+	nr_nodes = memory_nodes(nodes);
 	ksm_save();
 	setting_save(THP "enabled");
 	setting_save(THP "khugepaged/defrag");
@@ -43,11 +36,14 @@ static const char *why_not(void)
 		return "dput() is not supported";
 	if (geteuid())
 		return "needs root";
-	if (nr_nodes < 2)
-		return "needs two NUMA nodes";
 	/* No one else is to move pages. */
 	setting_write("/proc/sys/kernel/numa_balancing", "0");
 	return NULL;
+}
+
+static const char *no_nodes(void)
+{
+	return nr_nodes < 2 ? "needs two NUMA nodes (numa=fake=2 is as good)" : NULL;
 }
 
 /* The node of a page, or -errno */
@@ -464,7 +460,7 @@ MIGRATE_VARIANT_HUGE(split_and_merged, 3);
 
 FIXTURE_SETUP(migrate)
 {
-	const char *reason = why_not();
+	const char *reason = why_not() ?: no_nodes();
 	struct situation *s = &self->s;
 
 	if (reason)
@@ -637,8 +633,8 @@ FIXTURE_SETUP(ksm)
 
 	if (reason)
 		SKIP(return, "%s", reason);
-	if (ksm_full_scans() < 0)
-		SKIP(return, "no KSM");
+	if (ksm_missing())
+		SKIP(return, "%s", ksm_missing());
 	s->ps = page_size();
 	s->npages = 16;
 	s->len = s->npages * s->ps;
@@ -673,6 +669,8 @@ TEST_F_TIMEOUT(ksm, migrate, 120)
 	size_t i, j, merged = 0;
 	int k, n;
 
+	if (no_nodes())
+		SKIP(return, "%s", no_nodes());
 	for (i = 0; i < s->npages; i++) {
 		/* Whoever had this page must have the new one. */
 		for (k = 0; k < s->nr; k++)

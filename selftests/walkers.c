@@ -131,6 +131,13 @@ static void __attribute__((format(printf, 2, 3))) complain(struct cell *c, const
 	fflush(stdout);
 }
 
+static void lacks(struct cell *c, const char *what)
+{
+	printf("# %s: %s\n", running, what);
+	fflush(stdout);
+	c->skipped = true;
+}
+
 /* Tell of what is wrong and go on; or leave the walker. */
 #define WANT(_cond, ...) do {						\
 	if (!(_cond))							\
@@ -140,6 +147,14 @@ static void __attribute__((format(printf, 2, 3))) complain(struct cell *c, const
 #define NEED(_cond, ...) do {						\
 	if (!(_cond)) {							\
 		complain(c, __VA_ARGS__);				\
+		return;							\
+	}								\
+} while (0)
+
+/* Or it is nothing that this kernel has. */
+#define HAVE(_cond, _what) do {						\
+	if (!(_cond)) {							\
+		lacks(c, _what);					\
 		return;							\
 	}								\
 } while (0)
@@ -785,12 +800,7 @@ static void walk_hotplug(struct cell *c)
 	size_t i, j, n = 0;
 	int try;
 
-	if (!per_block) {
-		complain(c, "no memory hotplug");
-		c->failed = false;
-		c->skipped = true;
-		return;
-	}
+	HAVE(per_block, "no memory hotplug");
 	for (try = 0; try < 40 && n < c->npages && !c->failed; try++) {
 		NEED(!try || move_place(&c->place[0], nodes[1]), "cannot be moved");
 		/* Not to the same place again */
@@ -825,9 +835,7 @@ static void walk_hotplug(struct cell *c)
 		     old[0] / per_block);
 		return;
 	}
-	complain(c, "no movable memory: boot with movablecore=");
-	c->failed = false;
-	c->skipped = true;
+	lacks(c, "no movable memory: boot with movablecore=");
 }
 
 /* --- Reclaim ------------------------------------------------------------ */
@@ -1187,6 +1195,11 @@ static int by_pfn(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+static bool has_damon(void)
+{
+	return !access(DAMON "nr_kdamonds", W_OK);
+}
+
 /* Have the physical memory of that many pages watched. */
 static bool damon_prepare(struct cell *c, size_t npages, int schemes)
 {
@@ -1254,6 +1267,7 @@ static void damon_watch(struct cell *c)
 
 static void walk_damon_access(struct cell *c)
 {
+	HAVE(has_damon(), "no DAMON");
 	drain();
 	NEED(damon_prepare(c, c->k->folio_pages, 2) &&
 	     damon_scheme(0, "stat", 1, 1000) && damon_scheme(1, "stat", 0, 0) &&
@@ -1269,6 +1283,7 @@ static void walk_damon_migrate(struct cell *c)
 	int to = other_node(pl);
 	unsigned long old[MAX_PAGES];
 
+	HAVE(has_damon(), "no DAMON");
 	drain();
 	NEED(move_place(pl, nodes[0] + nodes[1] - to), "cannot be moved");
 	place_pfns(pl, old);
@@ -1282,6 +1297,7 @@ static void walk_damon_migrate(struct cell *c)
 
 static void walk_damon_pageout(struct cell *c)
 {
+	HAVE(has_damon(), "no DAMON");
 	drain();
 	NEED(damon_prepare(c, c->npages, 1) && damon_scheme(0, "pageout", 0, 1000) &&
 	     damon_write("0/state", "on"), "no DAMON");
@@ -1660,6 +1676,7 @@ static void walk_memory_failure(struct cell *c)
 	unsigned long pfn;
 	size_t i;
 
+	HAVE(!access(DEBUGFS "hwpoison/corrupt-pfn", W_OK), "no corrupt-pfn");
 	/* One that has had the pages, and has them no more */
 	NEED(!peer_start(&other) && !peer_munmap(&other, ARENA, ARENA_SIZE) &&
 	     !peer_call(&other, op_mce_early, &yes, sizeof(yes)), "no other process");
@@ -1831,6 +1848,7 @@ static void walk_pin_write(struct cell *c)
 	int fd = peer_call(pl->p, op_pin, &a, sizeof(a));
 	size_t i;
 
+	HAVE(fd >= 0 || (errno != ENOSYS && errno != EPERM), "no io_uring");
 	NEED(fd >= 0, "io_uring: %s", strerror(errno));
 	place_pfns(pl, old);
 	for_each_place(q) {
@@ -1902,6 +1920,7 @@ static void walk_pin_read(struct cell *c)
 	struct place *pl = &c->place[c->nr - 1];
 	struct gup_arg a = { place_start(pl), 4 };
 
+	HAVE(!access(DEBUGFS "gup_test", W_OK), "no gup_test");
 	NEED(!peer_call(pl->p, op_pin_read, &a, sizeof(a)), "gup_test: %s", strerror(errno));
 	check_pinned(c, pl, &a);
 	check_isolated(c);
@@ -2066,7 +2085,7 @@ static const struct {
 	long limit;
 } left[NR_LEFT] = {
 	{ "anon_vma", 100 }, { "anon_vma_chain", 200 }, { "vm_area_struct", 200 },
-	{ "nr_anon_pages", 512 }, { "nr_isolated_anon", 0 }, { "nr_mlock", 0 },
+	{ "nr_anon_pages", 512 }, { "nr_isolated_anon", 512 }, { "nr_mlock", 512 },
 	{ "pages_shared", 0 }, { "memory.stat", 0 }, { "memory.swap.current", 0 },
 };
 
@@ -2092,7 +2111,7 @@ static void left_read(long *n)
 	}
 }
 
-/* Counters are late, and the guest has work of its own that comes and goes. */
+/* Counters are late, and the system has work of its own that comes and goes. */
 static bool nothing_left(const long *before)
 {
 	long now[NR_LEFT];
@@ -2166,21 +2185,15 @@ static const char *why_not(void)
 	if (geteuid())
 		return "needs root";
 	if (nr_nodes < 2)
-		return "needs two NUMA nodes";
-	return swap_missing();
+		return "needs two NUMA nodes (numa=fake=2 is as good)";
+	return swap_missing() ?: cgroup_missing();
 }
 
 static void __attribute__((constructor)) prepare(void)
 {
-	char path[64], buf[64];
-	int i;
 
 	ps = page_size();
-	for (i = 0; i < 64 && nr_nodes < 2; i++) {
-		snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/numastat", i);
-		if (!setting_read(path, buf, sizeof(buf)))
-			nodes[nr_nodes++] = i;
-	}
+	nr_nodes = memory_nodes(nodes);
 	if (!dput_supported())
 		return;
 	swap_prepare();

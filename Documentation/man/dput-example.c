@@ -33,10 +33,12 @@ main(void)
         exit(EXIT_SUCCESS);
     }
 
-    buf = place + LEN;          /* The worker has none of this. */
+    buf = place + LEN;          /* Empty in the worker. */
     strcpy(buf, "put here by the parent");
 
     pidfd = syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd == -1)
+        err(EXIT_FAILURE, "pidfd_open");
     if (syscall(SYS_dput, PIDFD_SELF, buf, pidfd, place, LEN, 0) == -1)
         err(EXIT_FAILURE, "dput");
 
