@@ -208,12 +208,14 @@ TEST_F_TIMEOUT(memcg, mappings, 1200)
 /* Whatever happens to the caller's group, a copy between others does not. */
 TEST_F_TIMEOUT(memcg, caller_at_limit, 120)
 {
-	unsigned long arg[] = { DST, MANY * self->ps };
+	/* Behind the sparse range: that is DST with pages of 4 KiB. */
+	unsigned long at = SRC + sparse_len() + (1UL << 21);
+	unsigned long arg[] = { at, MANY * self->ps };
 	char val[32];
 
 	map_sparse(_metadata, &self->src);
-	ASSERT_EQ(0, peer_map(&self->src, DST, arg[1], RW));
-	ASSERT_EQ(0, peer_stamp(&self->src, DST, MANY, 0, 1, 1));
+	ASSERT_EQ(0, peer_map(&self->src, at, arg[1], RW));
+	ASSERT_EQ(0, peer_stamp(&self->src, at, MANY, 0, 1, 1));
 	if (peer_call(&self->src, op_pin, arg, sizeof(arg)) < 0)
 		SKIP(return, "io_uring: %s", strerror(errno));
 	/* As much as the counters may lag behind is left for the call itself. */
@@ -221,7 +223,7 @@ TEST_F_TIMEOUT(memcg, caller_at_limit, 120)
 		 cgroup_number(self->group[CALLER], "memory.current", NULL));
 	ASSERT_EQ(0, cgroup_write(self->group[CALLER], "memory.max", val));
 	EXPECT_EQ(0, peer_dput(&self->src, SRC, &self->dst, SRC, sparse_len(), 0));
-	EXPECT_EQ(0, peer_dput(&self->src, DST, &self->dst, DST, arg[1], 0));
+	EXPECT_EQ(0, peer_dput(&self->src, at, &self->dst, at, arg[1], 0));
 	EXPECT_EQ(0, cgroup_number(self->group[CALLER], "memory.events", "max"));
 	EXPECT_EQ(0, cgroup_number(self->group[CALLER], "memory.events", "oom_kill"));
 	ASSERT_EQ(0, cgroup_write(self->group[CALLER], "memory.max", "max"));
