@@ -5,6 +5,7 @@
 #include "dput_util.h"
 
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
+#define MAX_MAP_COUNT	"/proc/sys/vm/max_map_count"
 
 #define AT(_n)		(ARENA + (_n) * ((1UL << 28) + 5 * page_size()))
 #define MTHP_SIZE	mthp_size()
@@ -18,6 +19,7 @@ static void __attribute__((constructor)) prepare(void)
 		swap_prepare();
 	cgroup_prepare();
 	setting_save("/proc/sys/vm/page-cluster");
+	setting_save(MAX_MAP_COUNT);
 	mthp_setting(mthp_enabled, sizeof(mthp_enabled));
 	setting_save(THP "enabled");
 	setting_save(THP "khugepaged/defrag");
@@ -387,6 +389,85 @@ TEST_F_TIMEOUT(swap, there_and_back, 120)
 	CHECK(self->src, e, 0, 1, 1);
 	ISOLATED(self->src, e, self->dst, self->d, 1);
 	CHECK(self->src, self->s, 0, 1, 2);
+}
+
+/* Beyond the limit of references, which depends on the size of huge pages */
+#define MANY_MAPPINGS	"3000000"
+
+FIXTURE(references)
+{
+	struct peer me, child, other;
+	unsigned long ps;
+};
+
+FIXTURE_SETUP(references)
+{
+	const char *reason = swap_missing();
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	if (reason)
+		SKIP(return, "%s", reason);
+	if (sizeof(long) < 8)
+		SKIP(return, "so many mappings need more than 32 bits");
+	if (!getenv("DPUT_DISPOSABLE"))
+		SKIP(return, "it takes half a gigabyte for mappings: DPUT_DISPOSABLE is not set");
+	if (kind_prepare(SMALL))
+		SKIP(return, "cannot change the settings of huge pages");
+	ASSERT_EQ(0, setting_write(MAX_MAP_COUNT, MANY_MAPPINGS));
+	self->ps = page_size();
+	peer_self(&self->me);
+	ASSERT_EQ(0, swap_on())
+		TH_LOG("swapon: %s", strerror(errno));
+}
+
+FIXTURE_TEARDOWN(references)
+{
+	peer_kill(&self->child);
+	peer_kill(&self->other);
+	swap_off();
+	setting_restore(MAX_MAP_COUNT);
+}
+
+/*
+ * A swap entry has as many references as it may have, all but two of which are
+ * those of a child. That must not keep its parent from forking.
+ */
+TEST_F_TIMEOUT(references, fork_beyond_the_limit, 900)
+{
+	struct peer *c = &self->child;
+	size_t have = 1, step = 1;
+	bool full = false;
+
+	ASSERT_EQ(0, peer_map(&self->me, AT(0), 2 * self->ps, RW));
+	ASSERT_EQ(0, peer_stamp(&self->me, AT(0), 2, 0, 1, 1));
+	ASSERT_TRUE(pages_out(&self->me, AT(0), 2));
+	ASSERT_EQ(0, peer_start(c));
+
+	ASSERT_EQ(0, peer_dput(c, AT(0), c, AT(1), self->ps, 0));
+	while (step) {
+		if (!peer_dput(c, AT(1), c, AT(1) + have * self->ps, step * self->ps, 0)) {
+			have += step;
+			if (!full)
+				step = have;
+			continue;
+		}
+		ASSERT_EQ(ENOMEM, errno);
+		full = true;
+		step /= 2;
+	}
+	TH_LOG("%zu copies", have);
+	ASSERT_LT(100000, have);
+	/* It is not the number of mappings, nor memory. */
+	ASSERT_EQ(0, peer_dput(c, AT(0) + self->ps, c, AT(1) + have * self->ps, self->ps, 0));
+	ASSERT_EQ(1, pages_swapped(&self->me, AT(0), 1));
+
+	ASSERT_EQ(0, peer_start(&self->other));
+	EXPECT_EQ(-1, peer_check(&self->other, AT(0), 2, 0, 1, 1));
+	EXPECT_EQ(-1, peer_check(&self->me, AT(0), 2, 0, 1, 1));
+	EXPECT_EQ(-1, peer_check(c, AT(1) + (have - 1) * self->ps, 1, 0, 1, 1));
+	peer_kill(c);
+	EXPECT_EQ(-1, peer_check(&self->me, AT(0), 2, 0, 1, 1));
 }
 
 TEST_HARNESS_MAIN
