@@ -393,6 +393,7 @@ TEST_F_TIMEOUT(swap, there_and_back, 120)
 
 /* Beyond the limit of references, which depends on the size of huge pages */
 #define MANY_MAPPINGS	"3000000"
+#define MANY_AT_ONCE	(1UL << 16)
 
 FIXTURE(references)
 {
@@ -449,7 +450,7 @@ TEST_F_TIMEOUT(references, fork_beyond_the_limit, 900)
 		if (!peer_dput(c, AT(1), c, AT(1) + have * self->ps, step * self->ps, 0)) {
 			have += step;
 			if (!full)
-				step = have;
+				step = have < MANY_AT_ONCE ? have : MANY_AT_ONCE;
 			continue;
 		}
 		ASSERT_EQ(ENOMEM, errno);
