@@ -22,6 +22,7 @@
 #include <unistd.h>
 #include <linux/io_uring.h>
 #include <linux/mempolicy.h>
+#include <linux/perf_event.h>
 
 unsigned long page_size(void)
 {
@@ -1417,6 +1418,34 @@ int ksm_scan(void)
 	while (ksm_full_scans() < from + 4)
 		usleep(1000);
 	return setting_write(KSM "run", "0");
+}
+
+/* The type of perf's events for uprobes, or -1 */
+static int uprobe_type(void)
+{
+	char type[16];
+
+	if (setting_read("/sys/bus/event_source/devices/uprobe/type", type, sizeof(type)))
+		return -1;
+	return atoi(type);
+}
+
+bool uprobe_supported(void)
+{
+	return uprobe_type() >= 0;
+}
+
+int uprobe_open(const char *path, unsigned long offset)
+{
+	struct perf_event_attr attr = {
+		.size = sizeof(attr), .config1 = (unsigned long)path, .config2 = offset,
+	};
+	int type = uprobe_type();
+
+	if (type < 0)
+		return -1;
+	attr.type = type;
+	return syscall(__NR_perf_event_open, &attr, -1, 0, -1, 0);
 }
 
 int pin_memory(unsigned long addr, size_t len)

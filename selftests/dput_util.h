@@ -256,6 +256,10 @@ long ksm_full_scans(void);
 /* Have everything merged that can be. */
 int ksm_scan(void);
 
+/* A probe in a file for all processes, there until it is closed; -1 on failure */
+bool uprobe_supported(void);
+int uprobe_open(const char *path, unsigned long offset);
+
 /* Pin memory for writing by an io_uring; the ring, or -1. */
 int pin_memory(unsigned long addr, size_t len);
 

@@ -1608,19 +1608,6 @@ static int map_vvar(struct area *a)
 /* A breakpoint for everyone in the first page of a file */
 #define PROBED		64
 
-static int uprobe_open(const char *path)
-{
-	struct perf_event_attr attr = {
-		.size = sizeof(attr), .config1 = (unsigned long)path, .config2 = PROBED,
-	};
-	char type[16];
-
-	if (setting_read("/sys/bus/event_source/devices/uprobe/type", type, sizeof(type)))
-		return -1;
-	attr.type = atoi(type);
-	return syscall(__NR_perf_event_open, &attr, -1, 0, -1, 0);
-}
-
 /* Code with a uprobe in its first page; held until op_settle() */
 static int map_probed(struct area *a)
 {
@@ -1633,7 +1620,7 @@ static int map_probed(struct area *a)
 	/* Executable or not, it gets the breakpoint. */
 	if (map_at(a, PROT_READ, FIXED, fd, 0))
 		return -1;
-	probe = uprobe_open(path);
+	probe = uprobe_open(path, PROBED);
 	unlink(path);
 	close(fd);
 	if (probe < 0)

@@ -326,14 +326,16 @@ static pid_t start_thawing(int fd, int tell[2])
 /*
  * A page fault in the destination's old memory waits, with its mapping locked,
  * for what the source does later. The call has to wait, too, but must not keep
- * the source from doing it.
+ * the source from doing it, nor anybody from adding a probe: every fork() would
+ * wait for that.
  */
 TEST(waits_alone)
 {
 	size_t ps = page_size(), len = 4 * ps;
 	struct peer me, other;
 	struct job job = { .dst = DST };
-	int fd, status, tell[2];
+	char probed[] = "./dput-XXXXXX";
+	int fd, status, tell[2], probe;
 	pthread_t thread;
 	pid_t thaw;
 	long tid;
@@ -346,6 +348,7 @@ TEST(waits_alone)
 	fd = file_open(DISK);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, ftruncate(fd, len));
+	ASSERT_LE(0, mkstemp(probed));
 	peer_self(&me);
 	ASSERT_EQ(0, peer_start(&other));
 	ASSERT_EQ(0, peer_map(&me, SRC, len, RW));
@@ -356,8 +359,11 @@ TEST(waits_alone)
 	job.dst_fd = other.pidfd;
 
 	if (ioctl(fd, FIFREEZE, 0)) {
+		const char *why = strerror(errno);
+
+		unlink(probed);
 		peer_stop(&other);
-		SKIP(return, "FIFREEZE: %s", strerror(errno));
+		SKIP(return, "FIFREEZE: %s", why);
 	}
 	thaw = start_thawing(fd, tell);
 	if (thaw < 0)
@@ -378,9 +384,19 @@ TEST(waits_alone)
 	/* This takes the source's mmap_lock. */
 	p = mmap(NULL, ps, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	EXPECT_NE(MAP_FAILED, p);
+	if (uprobe_supported()) {
+		/* Nobody has it mapped. */
+		probe = uprobe_open(probed, 0);
+		EXPECT_LE(0, probe)
+			TH_LOG("uprobe: %s", strerror(errno));
+		close(probe);
+	} else {
+		TH_LOG("not tried here: uprobes");
+	}
 	EXPECT_EQ(1, write(tell[1], "", 1));
 	EXPECT_EQ(thaw, waitpid(thaw, &status, 0));
 	EXPECT_EQ(0, status);
+	unlink(probed);
 
 	pthread_join(thread, NULL);
 	EXPECT_EQ(0, job.err);
