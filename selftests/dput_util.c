@@ -1420,6 +1420,71 @@ int ksm_scan(void)
 	return setting_write(KSM "run", "0");
 }
 
+static volatile sig_atomic_t mce_count;
+static volatile unsigned long mce_addr;
+static volatile int mce_code;
+static sigjmp_buf mce_env;
+static volatile bool mce_armed;
+
+static void on_mce(int sig, siginfo_t *info, void *context)
+{
+	mce_count++;
+	mce_code = info->si_code;
+	mce_addr = (unsigned long)info->si_addr;
+	if (mce_armed)
+		siglongjmp(mce_env, 1);
+}
+
+static long op_mce_early(void *arg)
+{
+	struct sigaction sa = { .sa_sigaction = on_mce,
+				.sa_flags = SA_SIGINFO | SA_RESTART | SA_NODEFER };
+
+	mce_count = 0;
+	sigaction(SIGBUS, &sa, NULL);
+	return prctl(PR_MCE_KILL, PR_MCE_KILL_SET,
+		     *(bool *)arg ? PR_MCE_KILL_EARLY : PR_MCE_KILL_LATE, 0, 0);
+}
+
+long peer_mce_early(struct peer *p, bool early)
+{
+	return peer_call(p, op_mce_early, &early, sizeof(early));
+}
+
+static long op_mce_seen(void *arg)
+{
+	struct mce *m = arg;
+
+	m->addr = mce_addr;
+	m->code = mce_code;
+	m->count = mce_count;
+	mce_count = 0;
+	return 0;
+}
+
+long peer_mce_seen(struct peer *p, struct mce *m)
+{
+	return peer_call(p, op_mce_seen, m, sizeof(*m));
+}
+
+static long op_mce_probe(void *arg)
+{
+	struct mce *m = arg;
+
+	mce_count = 0;
+	if (!sigsetjmp(mce_env, 1)) {
+		mce_armed = true;
+		(void)*(volatile char *)m->addr;
+	}
+	mce_armed = false;
+	return op_mce_seen(arg);
+}
+
+long peer_mce_probe(struct peer *p, struct mce *m)
+{
+	return peer_call(p, op_mce_probe, m, sizeof(*m));
+}
+
 /* The type of perf's events for uprobes, or -1 */
 static int uprobe_type(void)
 {

@@ -67,6 +67,7 @@
 #define KPF_ANON		(1ULL << 12)
 #define KPF_COMPOUND_HEAD	(1ULL << 15)
 #define KPF_COMPOUND_TAIL	(1ULL << 16)
+#define KPF_HWPOISON		(1ULL << 19)
 #define KPF_KSM			(1ULL << 21)
 #define KPF_THP			(1ULL << 22)
 
@@ -245,6 +246,7 @@ int swap_format(const char *path, size_t size);
 /* Flags for swapon(): before any other. */
 #define SWAP_FIRST		(SWAP_FLAG_PREFER | SWAP_FLAG_PRIO_MASK)
 
+#define HWPOISON		"/sys/kernel/debug/hwpoison/"
 #define KSM			"/sys/kernel/mm/ksm/"
 void ksm_save(void);
 /*
@@ -255,6 +257,21 @@ const char *ksm_missing(void);
 long ksm_full_scans(void);
 /* Have everything merged that can be. */
 int ksm_scan(void);
+
+/*
+ * Memory failure, as a process sees it. @addr is what is to be read, and then what
+ * SIGBUS said, as do @code and @count, all of it since the last call.
+ */
+struct mce {
+	unsigned long addr;
+	int code, count;
+};
+
+/* Be told when it happens, or only when the memory is used */
+long peer_mce_early(struct peer *p, bool early);
+long peer_mce_seen(struct peer *p, struct mce *m);
+/* Read what may be lost, and survive that. */
+long peer_mce_probe(struct peer *p, struct mce *m);
 
 /* A probe in a file for all processes, there until it is closed; -1 on failure */
 bool uprobe_supported(void);

@@ -38,7 +38,7 @@
 #define HUGETLB		"/proc/sys/vm/nr_hugepages"
 #define NUMAB		"/proc/sys/kernel/numa_balancing"
 #define NUMAB_DEBUG	"/sys/kernel/debug/sched/numa_balancing/"
-#define UNPOISON	"/sys/kernel/debug/hwpoison/unpoison-pfn"
+#define UNPOISON	HWPOISON "unpoison-pfn"
 #define SWAP_SIZE	(48UL << 20)
 
 #define PM_UFFD_WP	(1ULL << 57)

@@ -794,4 +794,76 @@ TEST_F_TIMEOUT(ksm, zero_pages, 120)
 	EXPECT_EQ(0, zero_pages_of(dst->pid));
 }
 
+/*
+ * Whoever asked to be told at once of the failure of a merged page is told an
+ * address that has it, not the one where KSM found it, if that has it no more.
+ */
+TEST_F_TIMEOUT(ksm, memory_failure, 120)
+{
+	struct situation *s = &self->s;
+	struct peer *peers[] = { &s->me, &s->a };
+	struct mce m = {};
+	unsigned long pfn;
+	bool has[3][2], told[2];
+	char buf[32];
+	size_t i, j;
+	int k;
+
+	if (access(HWPOISON "corrupt-pfn", W_OK))
+		SKIP(return, "no debugfs file to let memory fail by");
+	pfn = share_pfn(s, 1, 0);
+	ASSERT_NE(0, kpageflags(pfn) & KPF_KSM);
+	/* Pages 0 and 1 are alike. */
+	ASSERT_EQ(0, peer_fill(s->share[0].p, s->share[0].addr, 2 * s->ps, 77));
+	for (k = 0; k < s->nr; k++)
+		for (j = 0; j < 2; j++)
+			has[k][j] = share_pfn(s, k, j) == pfn;
+	EXPECT_FALSE(has[0][0] || has[0][1]);
+	for (i = 0; i < ARRAY_SIZE(peers); i++)
+		ASSERT_EQ(0, peer_mce_early(peers[i], true));
+	snprintf(buf, sizeof(buf), "0x%lx", pfn);
+	ASSERT_EQ(0, setting_write(HWPOISON "corrupt-pfn", buf));
+
+	for (i = 0; i < ARRAY_SIZE(peers); i++) {
+		bool mapped = false, right = false;
+
+		ASSERT_EQ(0, peer_mce_seen(peers[i], &m));
+		told[i] = m.count;
+		for (k = 0; k < s->nr; k++)
+			for (j = 0; j < 2; j++) {
+				if (s->share[k].p != peers[i] || !has[k][j])
+					continue;
+				mapped = true;
+				right |= (m.addr & -s->ps) == s->share[k].addr + j * s->ps;
+			}
+		EXPECT_EQ(mapped, told[i]);
+		EXPECT_TRUE(!told[i] || (m.code == BUS_MCEERR_AO && right))
+			TH_LOG("process %zu: code %d, address %lx", i, m.code, m.addr);
+	}
+	EXPECT_TRUE(told[0] || told[1]);
+	/* Reading it kills, by the right address; the others have lost nothing. */
+	for (k = 0; k < s->nr; k++) {
+		for (j = 0; j < 2; j++) {
+			m.addr = s->share[k].addr + j * s->ps;
+			ASSERT_EQ(0, peer_mce_probe(s->share[k].p, &m));
+			EXPECT_EQ(has[k][j], m.count);
+			EXPECT_TRUE(!has[k][j] || (m.code == BUS_MCEERR_AR &&
+				    (m.addr & -s->ps) == s->share[k].addr + j * s->ps))
+				TH_LOG("place %d: code %d, address %lx", k, m.code, m.addr);
+		}
+		for (i = 2; i < s->npages; i++)
+			EXPECT_EQ(-1, peer_verify(s->share[k].p, s->share[k].addr + i * s->ps,
+						  s->ps, 1 + i / 2));
+	}
+
+	/* Nobody has it any more: it is made sound, for what runs next. */
+	for (k = 0; k < s->nr; k++)
+		ASSERT_EQ(0, peer_munmap(s->share[k].p, s->share[k].addr, s->len));
+	for (i = 0; kpageflags(pfn) & KPF_HWPOISON; i++) {
+		ASSERT_GT(1000, i);
+		if (setting_write(HWPOISON "unpoison-pfn", buf))
+			usleep(1000);
+	}
+}
+
 TEST_HARNESS_MAIN

@@ -19,17 +19,14 @@
 #include <fcntl.h>
 #include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include "dput_util.h"
 
-#define KSM		"/sys/kernel/mm/ksm/"
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
 #define DEBUGFS		"/sys/kernel/debug/"
 #define DAMON		"/sys/kernel/mm/damon/admin/kdamonds/"
@@ -37,7 +34,6 @@
 
 #define KPF_LRU		(1ULL << 5)
 #define KPF_UNEVICTABLE	(1ULL << 18)
-#define KPF_HWPOISON	(1ULL << 19)
 
 /* mm/gup_test.h, which is not exported */
 #define PIN_LONGTERM_TEST_START	_IOW('g', 7, struct pin_longterm_test)
@@ -1562,67 +1558,12 @@ static bool poison_clear(void)
 		pfn = poisoned->pfn[--poisoned->nr];
 		snprintf(buf, sizeof(buf), "0x%lx", pfn);
 		if (!(kpageflags(pfn) & KPF_HWPOISON) ||
-		    WAIT_FOR(!setting_write(DEBUGFS "hwpoison/unpoison-pfn", buf)))
+		    WAIT_FOR(!setting_write(HWPOISON "unpoison-pfn", buf)))
 			continue;
 		printf("# %s: page frame %lx stays poisoned\n", running, pfn);
 		ok = false;
 	}
 	return ok;
-}
-
-static volatile sig_atomic_t mce_count;
-static volatile unsigned long mce_addr;
-static volatile int mce_code;
-static sigjmp_buf mce_env;
-static volatile bool mce_armed;
-
-static void on_sigbus(int sig, siginfo_t *info, void *context)
-{
-	mce_count++;
-	mce_code = info->si_code;
-	mce_addr = (unsigned long)info->si_addr;
-	if (mce_armed)
-		siglongjmp(mce_env, 1);
-}
-
-static long op_mce_early(void *arg)
-{
-	struct sigaction sa = { .sa_sigaction = on_sigbus,
-				.sa_flags = SA_SIGINFO | SA_RESTART | SA_NODEFER };
-
-	mce_count = 0;
-	sigaction(SIGBUS, &sa, NULL);
-	return prctl(PR_MCE_KILL, PR_MCE_KILL_SET,
-		     *(int *)arg ? PR_MCE_KILL_EARLY : PR_MCE_KILL_LATE, 0, 0);
-}
-
-struct mce {
-	unsigned long addr;	/* in: to be read; out: si_addr */
-	int code, count;
-};
-
-static long op_mce_seen(void *arg)
-{
-	struct mce *m = arg;
-
-	m->addr = mce_addr;
-	m->code = mce_code;
-	m->count = mce_count;
-	mce_count = 0;
-	return 0;
-}
-
-static long op_mce_probe(void *arg)
-{
-	struct mce *m = arg;
-
-	mce_count = 0;
-	if (!sigsetjmp(mce_env, 1)) {
-		mce_armed = true;
-		(void)*(volatile char *)m->addr;
-	}
-	mce_armed = false;
-	return op_mce_seen(arg);
 }
 
 /* Reading it kills, by the right address; what is next to it is sound. */
@@ -1636,7 +1577,7 @@ static void check_poisoned(struct cell *c, size_t page)
 
 		if (!covers(pl, page))
 			continue;
-		NEED(!peer_call(pl->p, op_mce_probe, &m, sizeof(m)), "place %td is gone",
+		NEED(!peer_mce_probe(pl->p, &m), "place %td is gone",
 		     pl - c->place);
 		WANT(m.count == 1 && m.code == BUS_MCEERR_AR && (m.addr & -ps) == addr,
 		     "place %td: %d signals, code %d, address %lx, not %lx", pl - c->place,
@@ -1672,32 +1613,31 @@ static void walk_memory_failure(struct cell *c)
 	struct place *pl, *by = NULL;
 	struct mce m = {};
 	char buf[32];
-	int yes = 1, no = 0;
 	unsigned long pfn;
 	size_t i;
 
-	HAVE(!access(DEBUGFS "hwpoison/corrupt-pfn", W_OK), "no corrupt-pfn");
+	HAVE(!access(HWPOISON "corrupt-pfn", W_OK), "no corrupt-pfn");
 	/* One that has had the pages, and has them no more */
 	NEED(!peer_start(&other) && !peer_munmap(&other, ARENA, ARENA_SIZE) &&
-	     !peer_call(&other, op_mce_early, &yes, sizeof(yes)), "no other process");
+	     !peer_mce_early(&other, true), "no other process");
 	for_each_place(pl)
-		NEED(!peer_call(pl->p, op_mce_early, &no, sizeof(no)), "no PR_MCE_KILL");
+		NEED(!peer_mce_early(pl->p, false), "no PR_MCE_KILL");
 	drain();
 	pl = &c->place[0];
 	pfn = proc_pfn(pl->p->pid, pl->addr + late * ps);
 	poison_note(pfn);
 	snprintf(buf, sizeof(buf), "0x%lx", pfn);
-	NEED(!setting_write(DEBUGFS "hwpoison/corrupt-pfn", buf), "corrupt-pfn: %s",
+	NEED(!setting_write(HWPOISON "corrupt-pfn", buf), "corrupt-pfn: %s",
 	     strerror(errno));
 	for_each_place(pl) {
-		peer_call(pl->p, op_mce_seen, &m, sizeof(m));
+		peer_mce_seen(pl->p, &m);
 		WANT(!m.count, "place %td was signalled early", pl - c->place);
 	}
 	check_poisoned(c, late);
 
 	/* Those who want to be told at once are, all of them and no one else. */
 	for_each_place(pl) {
-		NEED(!peer_call(pl->p, op_mce_early, &yes, sizeof(yes)), "no PR_MCE_KILL");
+		NEED(!peer_mce_early(pl->p, true), "no PR_MCE_KILL");
 		if (covers(pl, early))
 			by = pl;
 	}
@@ -1710,7 +1650,7 @@ static void walk_memory_failure(struct cell *c)
 
 		if (!peers[i]->pid)
 			continue;
-		peer_call(peers[i], op_mce_seen, &m, sizeof(m));
+		peer_mce_seen(peers[i], &m);
 		for_each_place(pl) {
 			if (pl->p != peers[i] || !covers(pl, early))
 				continue;
@@ -1722,7 +1662,7 @@ static void walk_memory_failure(struct cell *c)
 		     m.code == (by->p == peers[i] ? BUS_MCEERR_AR : BUS_MCEERR_AO),
 		     "process %zu: %d signals, code %d, address %lx", i, m.count, m.code, m.addr);
 	}
-	peer_call(&other, op_mce_seen, &m, sizeof(m));
+	peer_mce_seen(&other, &m);
 	WANT(!m.count, "another process was signalled");
 	check_poisoned(c, early);
 	check_contents_but(c, late, early);
