@@ -1649,7 +1649,7 @@ REFUSED(droppable, .map = map_droppable);
 REFUSED(hugetlb, .map = map_hugetlb, .uncut = true);
 REFUSED(vdso, .map = map_vdso, .fixed = true, .uncut = true);
 REFUSED(vvar, .map = map_vvar, .fixed = true, .uncut = true, .edge_err = EFAULT);
-REFUSED(uprobe, .map = map_probed);
+REFUSED(uprobe, .map = map_probed, .uncut = true);
 
 FIXTURE_SETUP(refused)
 {
