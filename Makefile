@@ -110,6 +110,7 @@ docs: prepare
 	@qemu/docs
 
 cross: prepare
+	@qemu/deps cross
 	@qemu/cross
 
 image: initramfs

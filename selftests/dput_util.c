@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <linux/io_uring.h>
+#include <linux/membarrier.h>
 #include <linux/mempolicy.h>
 #include <linux/perf_event.h>
 
@@ -1620,4 +1621,39 @@ long slab_objects(const char *name)
 	if (setting_read(path, line, sizeof(line)))
 		return -1;
 	return atol(line);
+}
+
+static const char * const slabs[NR_SLABS] = { "anon_vma", "anon_vma_chain", "vm_area_struct" };
+
+int slabs_read(long *objects)
+{
+	int i;
+
+	/* Objects are freed by RCU; this waits for it. */
+	syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+	for (i = 0; i < NR_SLABS; i++) {
+		slab_shrink(slabs[i]);
+		objects[i] = slab_objects(slabs[i]);
+		if (objects[i] < 0)
+			return -1;
+	}
+	return 0;
+}
+
+bool slabs_within(const long *before, long limit)
+{
+	long after[NR_SLABS] = {};
+	int i, try;
+
+	for (try = 0; try < 30; try++) {
+		slabs_read(after);
+		for (i = 0; i < NR_SLABS && after[i] - before[i] <= limit; i++)
+			;
+		if (i == NR_SLABS)
+			return true;
+		usleep(100000);
+	}
+	for (i = 0; i < NR_SLABS; i++)
+		printf("# %s: %ld objects, and then %ld\n", slabs[i], before[i], after[i]);
+	return false;
 }

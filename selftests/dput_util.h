@@ -183,6 +183,14 @@ int setting_restore(const char *path);
 
 /* Objects in use of a slab cache, or -1; what is free may count until it shrinks. */
 long slab_objects(const char *name);
+/* Those of mappings: anon_vma, anon_vma_chain, vm_area_struct; -1 without numbers */
+#define NR_SLABS		3
+int slabs_read(long *objects);
+/*
+ * No more than @limit above @before in each? The kernel has work of its own that
+ * comes and goes: what is over is read again a few times, and then told of.
+ */
+bool slabs_within(const long *before, long limit);
 /* Of /proc/vmstat, or -1 */
 long vmstat(const char *name);
 void slab_shrink(const char *name);

@@ -9,25 +9,110 @@
 #include <sys/syscall.h>
 #include "dput_util.h"
 
+#define THP	"/sys/kernel/mm/transparent_hugepage/"
+
 #define SRC	(ARENA + (1UL << 22))
 #define DST	(ARENA + (1UL << 30))
+#define KSM_TWIN	(1UL << 26)
 #define DEBUG	"/sys/kernel/debug/"
 
 static const char * const settings[][2] = {
 	{ DEBUG "failslab/ignore-gfp-wait", "N" },
-	{ DEBUG "failslab/verbose", "0" },
+	/* 2 is a stack trace of each failure. */
+	{ DEBUG "failslab/verbose", "2" },
 	{ DEBUG "fail_page_alloc/ignore-gfp-wait", "N" },
 	{ DEBUG "fail_page_alloc/ignore-gfp-highmem", "N" },
 	{ DEBUG "fail_page_alloc/min-order", "0" },
-	{ DEBUG "fail_page_alloc/verbose", "0" },
-	{ DEBUG "fail_usercopy/verbose", "0" },
+	{ DEBUG "fail_page_alloc/verbose", "2" },
+	{ DEBUG "fail_usercopy/verbose", "2" },
 };
 
-static void __attribute__((constructor)) settings_save(void)
+static char mthp_enabled[128];
+
+/* Where something has failed, by the functions on the way there; of all tests */
+static struct places {
+	unsigned int failures, untold, nr;
+	uint64_t hash[4096];
+} *places;
+static pid_t first_process;
+
+static void __attribute__((constructor)) prepare(void)
 {
+	if (dput_supported())
+		swap_prepare();
+	cgroup_prepare();
+	ksm_save();
 	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
 		setting_save(settings[i][0]);
+	mthp_setting(mthp_enabled, sizeof(mthp_enabled));
+	setting_save(THP "enabled");
+	setting_save(mthp_enabled);
+	first_process = getpid();
+	places = mmap(NULL, sizeof(*places), RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 }
+
+static void __attribute__((destructor)) report(void)
+{
+	if (getpid() == first_process && places != MAP_FAILED && places->failures)
+		printf("# %u failures in all, at %u places; of %u the kernel did not say where\n",
+		       places->failures, places->nr, places->untold);
+}
+
+/* --- Where it failed ---------------------------------------------------- */
+
+static int kmsg_fd;
+
+/* A frame of a stack trace, " function+0x1/0x2", that the kernel is sure of */
+static bool is_frame(const char *text)
+{
+	const char *plus = strchr(text, '+');
+
+	return *text == ' ' && plus && !strncmp(plus, "+0x", 3) && strchr(plus, '/') &&
+	       text[strspn(text, " ")] != '?';
+}
+
+/* Note the place of the failure that the kernel's log has told of since @kmsg_fd. */
+static int note_place(void)
+{
+	uint64_t hash = 14695981039346656037ULL;
+	char record[2048], *text;
+	bool inside = false, told = false;
+	unsigned int i;
+	ssize_t n;
+
+	while ((n = read(kmsg_fd, record, sizeof(record) - 1)) > 0 || errno == EPIPE) {
+		if (n <= 0)
+			continue;
+		record[n] = 0;
+		text = strchr(record, ';');
+		if (!text)
+			continue;
+		text++;
+		if (strstr(text, "FAULT_INJECTION: forcing a failure"))
+			inside = true;
+		if (!inside || !is_frame(text))
+			continue;
+		told = true;
+		/* Up to the call: how it was called makes no difference. */
+		if (strstr(text, "sys_dput+")) {
+			inside = false;
+			continue;
+		}
+		for (; *text && *text != '\n'; text++)
+			hash = (hash ^ (unsigned char)*text) * 1099511628211ULL;
+	}
+	places->failures++;
+	places->untold += !told;
+	if (!told)
+		return -1;
+	for (i = 0; i < places->nr && places->hash[i] != hash; i++)
+		;
+	if (i == places->nr && i < ARRAY_SIZE(places->hash))
+		places->hash[places->nr++] = hash;
+	return i;
+}
+
+/* --- One failure -------------------------------------------------------- */
 
 /* Open all the time: opening it could be what fails. */
 static int fail_fd;
@@ -64,11 +149,17 @@ FIXTURE(faults)
 	size_t len;		/* of the source's memory */
 	unsigned long shift;	/* of the destination against it */
 	int points;		/* allocations that have failed */
+	int fd;			/* of the source's file */
+	long slabs[NR_SLABS];
 };
 
 FIXTURE_VARIANT(faults)
 {
-	bool huge;		/* the source is a huge page */
+	bool huge;		/* the source is a huge page, */
+	bool mthp;		/* or smaller large folios, */
+	bool file;		/* or a private file mapping, half of it written, */
+	bool swapped;		/* or swapped out, every other page, */
+	bool ksm;		/* or merged with other memory */
 	int shift;		/* in pages */
 	bool get, within;
 	bool over;		/* the destination has something mapped */
@@ -130,8 +221,73 @@ FIXTURE_VARIANT_ADD(faults, within_again_pinned)
 FIXTURE_VARIANT_ADD(faults, within_huge) { .within = true, .huge = true };
 FIXTURE_VARIANT_ADD(faults, within_pinned) { .within = true, .pinned = true };
 
+#define KIND_VARIANTS(_name, _kind)						\
+FIXTURE_VARIANT_ADD(faults, put_##_name) { ._kind = true, .over = true };	\
+FIXTURE_VARIANT_ADD(faults, put_##_name##_ragged) { ._kind = true, .ragged = 5 }; \
+FIXTURE_VARIANT_ADD(faults, put_##_name##_again)				\
+{										\
+	._kind = true, .over = true, .again = true,				\
+};										\
+FIXTURE_VARIANT_ADD(faults, get_##_name) { ._kind = true, .get = true };	\
+FIXTURE_VARIANT_ADD(faults, within_##_name) { ._kind = true, .within = true }
+
+KIND_VARIANTS(mthp, mthp);
+KIND_VARIANTS(file, file);
+KIND_VARIANTS(swapped, swapped);
+KIND_VARIANTS(ksm, ksm);
+
+/* Does a process have as much as it has mapped, says the kernel? Nothing is locked. */
+static bool accounts_hold(pid_t pid)
+{
+	unsigned long start, end, all = 0, data = 0;
+	char path[64], line[512], perms[8];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+	f = fopen(path, "r");
+	if (!f)
+		return false;
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx %7s", &start, &end, perms) != 3 ||
+		    strstr(line, "[vsyscall]"))
+			continue;
+		all += (end - start) >> 10;
+		if (perms[1] == 'w' && perms[3] == 'p' && !strstr(line, "[stack]"))
+			data += (end - start) >> 10;
+	}
+	fclose(f);
+	if (proc_status_kb(pid, "VmSize") == (long)all &&
+	    proc_status_kb(pid, "VmData") == (long)data && !proc_status_kb(pid, "VmLck"))
+		return true;
+	printf("# VmSize %ld kB, mapped %lu; VmData %ld kB, %lu; VmLck %ld kB\n",
+	       proc_status_kb(pid, "VmSize"), all, proc_status_kb(pid, "VmData"), data,
+	       proc_status_kb(pid, "VmLck"));
+	return false;
+}
+
+/* What the source is to be made of; NULL, or why it cannot be. */
+static const char *kind_prepare(const FIXTURE_VARIANT(faults) *variant)
+{
+	const char *reason = NULL;
+
+	if (variant->swapped) {
+		reason = swap_missing();
+		if (!reason)
+			reason = cgroup_enter();
+		if (!reason && swap_on())
+			reason = "swapon() fails";
+	}
+	if (variant->ksm)
+		reason = ksm_missing();
+	if (variant->mthp && (setting_write(THP "enabled", "madvise") ||
+			      setting_write(mthp_enabled, "madvise")))
+		reason = "no small huge pages";
+	return reason;
+}
+
 FIXTURE_SETUP(faults)
 {
+	const char *reason;
 	unsigned long i;
 
 	if (!dput_supported())
@@ -143,20 +299,49 @@ FIXTURE_SETUP(faults)
 	fail_fd = open("/proc/thread-self/fail-nth", O_RDWR);
 	if (fail_fd < 0)
 		SKIP(return, "no /proc/thread-self/fail-nth");
+	kmsg_fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);
+	if (kmsg_fd < 0)
+		SKIP(return, "no /dev/kmsg");
+	reason = kind_prepare(variant);
+	if (reason)
+		SKIP(return, "%s", reason);
 	self->ps = page_size();
-	self->len = variant->huge ? thp_size() : 8 * self->ps;
+	self->len = variant->huge ? thp_size() : variant->mthp ? 2 * mthp_size() : 8 * self->ps;
 	if (!self->len)
 		SKIP(return, "no transparent huge pages");
 	self->shift = variant->shift * self->ps;
+	/* Before the child, which has it, too */
+	if (variant->file)
+		self->fd = file_open(MEMFD);
 	peer_self(&self->me);
 	ASSERT_EQ(0, peer_start(&self->child));
 	self->src = variant->get ? &self->child : &self->me;
 	self->dst = variant->get || variant->within ? &self->me : &self->child;
 
-	ASSERT_EQ(0, peer_map(self->src, SRC, self->len, RW));
-	if (variant->huge)
-		ASSERT_EQ(0, peer_madvise(self->src, SRC, self->len, MADV_HUGEPAGE));
-	ASSERT_EQ(0, peer_fill(self->src, SRC, self->len, 1));
+	if (variant->file) {
+		char *buf = malloc(self->len);
+
+		pattern(buf, self->len, 0, 1);
+		ASSERT_EQ((ssize_t)self->len, pwrite(self->fd, buf, self->len, 0));
+		free(buf);
+		ASSERT_EQ((long)SRC, peer_mmap(self->src, SRC, self->len, RW,
+					       MAP_PRIVATE | MAP_FIXED_NOREPLACE, self->fd));
+		ASSERT_EQ(0, peer_fill(self->src, SRC, self->len / 2, 1));
+	} else {
+		ASSERT_EQ(0, peer_map(self->src, SRC, self->len, RW));
+		if (variant->huge || variant->mthp)
+			ASSERT_EQ(0, peer_madvise(self->src, SRC, self->len, MADV_HUGEPAGE));
+		ASSERT_EQ(0, peer_fill(self->src, SRC, self->len, 1));
+	}
+	if (variant->ksm) {
+		ASSERT_EQ(0, peer_map(self->src, SRC + KSM_TWIN, self->len, RW));
+		ASSERT_EQ(0, peer_fill(self->src, SRC + KSM_TWIN, self->len, 1));
+		ASSERT_EQ(0, peer_madvise(self->src, SRC, self->len, MADV_MERGEABLE));
+		ASSERT_EQ(0, peer_madvise(self->src, SRC + KSM_TWIN, self->len,
+					  MADV_MERGEABLE));
+		ASSERT_EQ(0, ksm_scan());
+		ASSERT_TRUE(kpageflags(proc_pfn(self->src->pid, SRC)) & KPF_KSM);
+	}
 	for (i = 1; variant->many && i < 8; i += 2)
 		ASSERT_EQ(0, peer_mprotect(self->src, SRC + i * self->ps, self->ps,
 					   PROT_READ));
@@ -173,6 +358,11 @@ FIXTURE_TEARDOWN(faults)
 	peer_stop(&self->child);
 	munmap((void *)ARENA, ARENA_SIZE);
 	close(fail_fd);
+	close(kmsg_fd);
+	if (variant->file)
+		close(self->fd);
+	if (variant->swapped)
+		swap_off();
 }
 
 /* As peer_verify(), for a part of what was filled. */
@@ -189,6 +379,17 @@ static ssize_t verify_part(struct peer *p, unsigned long base, size_t off, size_
 	return bad;
 }
 
+/* Out with a page, which a copy may hold on to that is on its way out, too. */
+static bool page_out(struct peer *p, unsigned long addr)
+{
+	int try;
+
+	for (try = 0; try < 50 && !pages_swapped(p, addr, 1); try++)
+		if (!pages_out(p, addr, 1))
+			cgroup_reclaim("16M");
+	return pages_swapped(p, addr, 1);
+}
+
 TEST_F_TIMEOUT(faults, each_allocation, 300)
 {
 	unsigned long dst = DST + self->shift, ragged = variant->ragged;
@@ -196,13 +397,25 @@ TEST_F_TIMEOUT(faults, each_allocation, 300)
 	size_t n = variant->nr ? variant->nr * self->ps : self->len, rest;
 	unsigned long start = dst + from, end = start + n;
 	int nth, ret, err, mapped;
+	unsigned long i;
 	bool pending;
+
+	int first_place = places->nr;
+	bool slabs = false;
 
 	rest = self->len - from - n;
 	if (ragged) {
 		start += self->ps;
 		end -= self->ps;
 	}
+	/* The memory that this test takes for itself, once and for all */
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(-1, verify_part(self->src, SRC, 0, self->len, 1));
+		ASSERT_EQ(0, peer_dput(self->src, SRC, self->dst, dst, self->len, 0));
+		ASSERT_EQ(0, peer_fill(self->dst, dst, self->len, 2));
+		peer_munmap(self->dst, dst, self->len);
+	}
+	slabs = !slabs_read(self->slabs);
 	for (nth = 1;; nth++) {
 		peer_munmap(self->dst, dst, self->len);
 		if (variant->over && !variant->again)
@@ -212,7 +425,12 @@ TEST_F_TIMEOUT(faults, each_allocation, 300)
 					       self->len, 0));
 		if (variant->over)
 			ASSERT_EQ(0, peer_fill(self->dst, dst, self->len, 2));
+		/* Whatever the last call left has been unmapped. */
+		ASSERT_TRUE(accounts_hold(self->dst->pid));
+		for (i = 0; variant->swapped && i < self->len / self->ps; i += 2)
+			ASSERT_TRUE(page_out(self->src, SRC + i * self->ps));
 
+		lseek(kmsg_fd, 0, SEEK_END);
 		ASSERT_EQ(0, fail_nth(nth));
 		ret = peer_dput(self->src, SRC + from + ragged, self->dst,
 				dst + from + ragged, n - 2 * ragged, 0);
@@ -232,6 +450,8 @@ TEST_F_TIMEOUT(faults, each_allocation, 300)
 			continue;	/* it did without that allocation */
 		}
 		self->points++;
+		note_place();
+		ASSERT_TRUE(accounts_hold(self->dst->pid));
 		ASSERT_EQ(ENOMEM, err) TH_LOG("%s at allocation %d", strerror(err), nth);
 
 		/* The whole pages: all as they were, or all unmapped. */
@@ -252,7 +472,12 @@ TEST_F_TIMEOUT(faults, each_allocation, 300)
 			ASSERT_EQ(0, proc_mapped(self->dst->pid, dst, self->len));
 		}
 	}
-	TH_LOG("%d allocations failed in turn", self->points);
+	peer_munmap(self->dst, dst, self->len);
+	ASSERT_TRUE(accounts_hold(self->dst->pid));
+	if (slabs)
+		EXPECT_TRUE(slabs_within(self->slabs, 0));
+	TH_LOG("%d allocations failed in turn, at %d new places", self->points,
+	       places->nr - first_place);
 	/* Small pages take next to no memory to bring up to date, and none to fail. */
 	if (!variant->again || variant->huge || variant->pinned)
 		EXPECT_LT(variant->again ? 0 : 3, self->points);

@@ -2,15 +2,9 @@
 /* What must not grow: anon_vmas, their chains, and mappings. */
 
 #include "kselftest_harness.h"
-#include <linux/membarrier.h>
-#include <sys/syscall.h>
 #include "dput_util.h"
 
 #define AT(_n)		(ARENA + (_n) * ((1UL << 26) + 3 * page_size()))
-
-static const char * const caches[] = { "anon_vma", "anon_vma_chain", "vm_area_struct" };
-
-#define NR_CACHES	3
 
 /*
  * DPUT_ITERATIONS in the environment makes the tests longer or shorter. What
@@ -38,56 +32,13 @@ static long pages(long def)
 /* Enough for 100,000 on a slow machine */
 #define SECONDS		3600
 
-/* What is free must not count as used. */
-static void caches_settle(void)
-{
-	int i;
-
-	/* Objects are freed by RCU; this waits for it. */
-	syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
-	for (i = 0; i < NR_CACHES; i++)
-		slab_shrink(caches[i]);
-}
-
-static void caches_read(long *objects)
-{
-	int i;
-
-	caches_settle();
-	for (i = 0; i < NR_CACHES; i++)
-		objects[i] = slab_objects(caches[i]);
-}
-
-/*
- * Not more than @limit, for each cache. The kernel has work of its own that
- * comes and goes: what is over is read again a few times.
- */
-static void caches_check(struct __test_metadata *_metadata, const long *before,
-			 long limit)
-{
-	long after[NR_CACHES];
-	int i, try;
-
-	for (try = 0; try < 30; try++) {
-		caches_read(after);
-		for (i = 0; i < NR_CACHES && after[i] - before[i] <= limit; i++)
-			;
-		if (i == NR_CACHES)
-			return;
-		usleep(100000);
-	}
-	for (i = 0; i < NR_CACHES; i++)
-		TH_LOG("%s: %ld objects, and then %ld", caches[i], before[i], after[i]);
-	_metadata->exit_code = KSFT_FAIL;
-}
-
 FIXTURE(growth)
 {
 	struct peer me, a, b;
 	unsigned long ps;
 	size_t npages, len;
 	long n;
-	long before[NR_CACHES];
+	long before[NR_SLABS];
 };
 
 FIXTURE_VARIANT(growth)
@@ -102,8 +53,7 @@ FIXTURE_SETUP(growth)
 {
 	if (!dput_supported())
 		SKIP(return, "dput() is not supported");
-	if (slab_objects("anon_vma") < 0 || slab_objects("anon_vma_chain") < 0 ||
-	    slab_objects("vm_area_struct") < 0)
+	if (slabs_read(self->before))
 		SKIP(return, "no numbers of slab objects: needs root and SLUB_DEBUG");
 	self->ps = page_size();
 	self->npages = 16;
@@ -155,7 +105,7 @@ static void go_round(struct __test_metadata *_metadata, FIXTURE_DATA(growth) * s
 	for (i = -50; i < self->n; i++) {
 		/* Some rounds to warm up */
 		if (!i) {
-			caches_read(self->before);
+			slabs_read(self->before);
 			count_vmas(self, vmas);
 		}
 		for (k = 0; k < nr; k++) {
@@ -175,7 +125,7 @@ static void go_round(struct __test_metadata *_metadata, FIXTURE_DATA(growth) * s
 					     hops[k].addr + self->len));
 	}
 	EXPECT_EQ(0, count_vmas(self, vmas));
-	caches_check(_metadata, self->before, LIMIT);
+	EXPECT_TRUE(slabs_within(self->before, LIMIT));
 }
 
 TEST_F_TIMEOUT(growth, ping_pong, SECONDS)
@@ -218,13 +168,13 @@ TEST_F_TIMEOUT(growth, restore, SECONDS)
 
 	for (i = -50; i < self->n; i++) {
 		if (!i)
-			caches_read(self->before);
+			slabs_read(self->before);
 		ASSERT_EQ(0, peer_dput(&self->me, AT(0), &self->a, AT(1), self->len, 0));
 		if (variant->write)
 			ASSERT_EQ(0, peer_stamp(&self->a, AT(1), self->npages, 0, 4, 2));
 	}
 	EXPECT_EQ(-1, peer_check(&self->me, AT(0), self->npages, 0, 1, 1));
-	caches_check(_metadata, self->before, LIMIT);
+	EXPECT_TRUE(slabs_within(self->before, LIMIT));
 }
 
 /* Page 0 to page 1, that to page 2, and so on: each is a copy of a copy. */
@@ -238,7 +188,7 @@ TEST_F_TIMEOUT(growth, page_after_page, SECONDS)
 	ASSERT_EQ(0, peer_map(&self->me, addr, (self->n + 1) * self->ps, RW));
 	ASSERT_EQ(0, peer_stamp(&self->me, addr, 1, 0, 1, 1));
 	ASSERT_EQ(0, peer_read(&self->me, addr, &want, 8));
-	caches_read(self->before);
+	slabs_read(self->before);
 	for (i = 0; i < self->n; i++) {
 		ASSERT_EQ(0, sys_dput(PIDFD_SELF, addr + i * self->ps, PIDFD_SELF,
 				      addr + (i + 1) * self->ps, self->ps, 0))
@@ -251,9 +201,9 @@ TEST_F_TIMEOUT(growth, page_after_page, SECONDS)
 		ASSERT_EQ(want, got);
 	}
 	/* A few objects for each page, but not for each pair of pages */
-	caches_check(_metadata, self->before, 4 * self->n);
+	EXPECT_TRUE(slabs_within(self->before, 4 * self->n));
 	ASSERT_EQ(0, munmap((void *)addr, (self->n + 1) * self->ps));
-	caches_check(_metadata, self->before, LIMIT);
+	EXPECT_TRUE(slabs_within(self->before, LIMIT));
 }
 
 /*

@@ -1649,7 +1649,7 @@ REFUSED(droppable, .map = map_droppable);
 REFUSED(hugetlb, .map = map_hugetlb, .uncut = true);
 REFUSED(vdso, .map = map_vdso, .fixed = true, .uncut = true);
 REFUSED(vvar, .map = map_vvar, .fixed = true, .uncut = true, .edge_err = EFAULT);
-REFUSED(uprobe, .map = map_probed, .uncut = true);
+REFUSED(uprobe, .map = map_probed);
 
 FIXTURE_SETUP(refused)
 {
@@ -2120,6 +2120,12 @@ TEST_F(special, uprobe_elsewhere)
 	EXPECT_EQ(-1, peer_dput(self->src, at, self->dst, to, 3 * self->ps, 0));
 	EXPECT_EQ(EOPNOTSUPP, errno);
 	EXPECT_EQ(0, peer_dput(self->src, at + self->ps, self->dst, to + self->ps, self->ps, 0));
+	/* Where the mapping is cut, the breakpoint stays. */
+	ASSERT_EQ(0, peer_map(self->dst, D, self->ps, RW));
+	EXPECT_EQ(0, peer_dput(self->dst, D, self->src, at + 2 * self->ps, self->ps, 0));
+	EXPECT_EQ(2, proc_count_vmas(self->src->pid, at, at + 3 * self->ps));
+	ASSERT_EQ(0, peer_read(self->src, at + PROBED, &byte, 1));
+	EXPECT_NE(0x90, byte);
 	peer_call(self->src, op_settle, NULL, 0);
 	ASSERT_EQ(0, peer_dput(self->src, at, self->dst, to, 3 * self->ps, 0));
 	ASSERT_EQ(0, peer_read(self->dst, to + PROBED, &byte, 1));

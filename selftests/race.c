@@ -384,6 +384,155 @@ TEST_F_TIMEOUT(sides, write, LONG)
 	EXPECT_LT(1, to.word[0]);
 }
 
+/*
+ * A thread of the destination reads all the while. Each page that it finds is of
+ * the last image or of the one before, as a whole, and never of an older one again.
+ */
+#define SEEN_PAGES	64
+
+struct seen {
+	unsigned long addr, step;	/* bytes from one page that is looked at to the next */
+	unsigned long image;		/* to write, or to wait for */
+};
+
+static struct seen seen;
+static volatile bool seen_stop;
+static volatile unsigned long seen_rounds, seen_last[SEEN_PAGES];
+static volatile long seen_bad;
+
+static unsigned long *seen_word(const struct seen *s, int pg, bool last)
+{
+	return (unsigned long *)(s->addr + pg * s->step + (last ? page_size() : sizeof(long))) - 1;
+}
+
+static void *see(void *arg)
+{
+	unsigned long first, last;
+	int pg;
+
+	for (; !seen_stop; seen_rounds++) {
+		for (pg = 0; pg < SEEN_PAGES; pg++) {
+			first = __atomic_load_n(seen_word(&seen, pg, false), __ATOMIC_ACQUIRE);
+			last = __atomic_load_n(seen_word(&seen, pg, true), __ATOMIC_ACQUIRE);
+			if (first % SEEN_PAGES != (unsigned long)pg ||
+			    last % SEEN_PAGES != (unsigned long)pg ||
+			    first < seen_last[pg] || last < first)
+				seen_bad = pg + 1;
+			seen_last[pg] = last;
+		}
+	}
+	return NULL;
+}
+
+static pthread_t seen_thread;
+
+static long op_see(void *arg)
+{
+	seen = *(struct seen *)arg;
+	return pthread_create(&seen_thread, NULL, see, NULL) ? -1 : 0;
+}
+
+static long op_see_no_more(void *arg)
+{
+	seen_stop = true;
+	return pthread_join(seen_thread, NULL);
+}
+
+static long op_seen_write(void *arg)
+{
+	struct seen *s = arg;
+	int pg;
+
+	for (pg = 0; pg < SEEN_PAGES; pg++) {
+		*seen_word(s, pg, false) = s->image * SEEN_PAGES + pg;
+		*seen_word(s, pg, true) = s->image * SEEN_PAGES + pg;
+	}
+	return 0;
+}
+
+/* The first page that is wrong, or not of that image after another look, or -1 */
+static long op_seen(void *arg)
+{
+	unsigned long until = seen_rounds + 2;
+	struct seen *s = arg;
+	int pg;
+
+	while (seen_rounds < until)
+		sched_yield();
+	if (seen_bad)
+		return seen_bad - 1;
+	for (pg = 0; pg < SEEN_PAGES; pg++)
+		if (seen_last[pg] / SEEN_PAGES != s->image)
+			return pg;
+	return -1;
+}
+
+FIXTURE(seen)
+{
+	struct peer me, a;
+};
+
+FIXTURE_VARIANT(seen)
+{
+	bool src_child, dst_child, huge;
+};
+
+FIXTURE_VARIANT_ADD(seen, within) {};
+FIXTURE_VARIANT_ADD(seen, put) { .dst_child = true };
+FIXTURE_VARIANT_ADD(seen, get) { .src_child = true };
+FIXTURE_VARIANT_ADD(seen, within_huge) { .huge = true };
+FIXTURE_VARIANT_ADD(seen, put_huge) { .dst_child = true, .huge = true };
+
+FIXTURE_SETUP(seen)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->a));
+}
+
+FIXTURE_TEARDOWN(seen)
+{
+	peer_kill(&self->a);
+}
+
+TEST_F_TIMEOUT(seen, by_the_destination, LONG)
+{
+	struct peer *src = variant->src_child ? &self->a : &self->me;
+	struct peer *dst = variant->dst_child ? &self->a : &self->me;
+	struct seen from = { .addr = SRC, .step = page_size() }, to;
+	size_t len = SEEN_PAGES * page_size();
+	long i, n = iterations(100);
+
+	to = from;
+	to.addr = DST;
+	if (variant->huge) {
+		len = thp_size();
+		if (!len || setting_write(THP_ENABLED, "madvise"))
+			SKIP(return, "no transparent huge pages, or too big ones");
+		from.addr = ARENA + (1UL << 28);
+		to.addr = ARENA + (1UL << 29);
+		from.step = to.step = len / SEEN_PAGES;
+	}
+	ASSERT_EQ(0, peer_map(src, from.addr, len, RW));
+	if (variant->huge)
+		ASSERT_EQ(0, peer_madvise(src, from.addr, len, MADV_HUGEPAGE));
+	for (i = 0; i < n; i++) {
+		from.image = to.image = i + 1;
+		ASSERT_EQ(0, peer_call(src, op_seen_write, &from, sizeof(from)));
+		/* One time new mappings, one time the old ones with other pages */
+		if (i)
+			ASSERT_EQ(0, differ(dst, to.addr, len, i));
+		ASSERT_EQ(0, peer_dput(src, from.addr, dst, to.addr, len, 0))
+			TH_LOG("dput: %s", strerror(errno));
+		if (!i)
+			ASSERT_EQ(0, peer_call(dst, op_see, &to, sizeof(to)));
+		ASSERT_EQ(-1, peer_call(dst, op_seen, &to, sizeof(to)))
+			TH_LOG("round %ld", i);
+	}
+	EXPECT_EQ(0, peer_call(dst, op_see_no_more, NULL, 0));
+}
+
 /* Opposite directions at once: neither waits for the other for ever. */
 
 #define COPIERS		4
@@ -962,8 +1111,17 @@ static int press_nodes[2];
 static bool migrate(pid_t pid, bool back)
 {
 	unsigned long old = 1UL << press_nodes[back], new = 1UL << press_nodes[!back];
+	long before = vmstat("pgmigrate_success");
 
-	return syscall(__NR_migrate_pages, pid, 8 * sizeof(old), &old, &new) >= 0;
+	return syscall(__NR_migrate_pages, pid, 8 * sizeof(old), &old, &new) >= 0 &&
+	       vmstat("pgmigrate_success") > before;
+}
+
+static bool compact(void)
+{
+	long before = vmstat("compact_migrate_scanned");
+
+	return !setting_write(COMPACT, "1") && vmstat("compact_migrate_scanned") > before;
 }
 
 /* Until it is killed; @done counts what had an effect. */
@@ -979,7 +1137,7 @@ static void __noreturn press(unsigned int mask, pid_t a, pid_t b, volatile unsig
 			done[P_PTRACE]++;
 		if (mask & 1U << P_RECLAIM && !cgroup_reclaim(r & 32 ? "64K" : "256K"))
 			done[P_RECLAIM]++;
-		if (mask & 1U << P_COMPACT && !setting_write(COMPACT, "1"))
+		if (mask & 1U << P_COMPACT && compact())
 			done[P_COMPACT]++;
 		if (mask & 1U << P_MIGRATE && migrate(pid, r & 64))
 			done[P_MIGRATE]++;
