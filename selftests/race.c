@@ -512,13 +512,15 @@ TEST_F_TIMEOUT(seen, by_the_destination, LONG)
 			SKIP(return, "no transparent huge pages, or too big ones");
 		from.addr = ARENA + (1UL << 28);
 		to.addr = ARENA + (1UL << 29);
-		from.step = to.step = len / SEEN_PAGES;
+		from.step = len / SEEN_PAGES;
+		to.step = from.step;
 	}
 	ASSERT_EQ(0, peer_map(src, from.addr, len, RW));
 	if (variant->huge)
 		ASSERT_EQ(0, peer_madvise(src, from.addr, len, MADV_HUGEPAGE));
 	for (i = 0; i < n; i++) {
-		from.image = to.image = i + 1;
+		from.image = i + 1;
+		to.image = from.image;
 		ASSERT_EQ(0, peer_call(src, op_seen_write, &from, sizeof(from)));
 		/* One time new mappings, one time the old ones with other pages */
 		if (i)
