@@ -158,7 +158,7 @@ static bool reclaim(struct peer *p, unsigned long p_addr, struct peer *q,
 	CHECK(_p, _paddr, 0, 1, 11);						\
 } while (0)
 
-TEST_F_TIMEOUT(swap, source_is_out, 60)
+TEST_F_TIMEOUT(swap, source_is_out, 600)
 {
 	PAGE_OUT(self->src, self->s);
 	DPUT(self->src, self->s, self->dst, self->d);
@@ -168,7 +168,7 @@ TEST_F_TIMEOUT(swap, source_is_out, 60)
 }
 
 /* Written without having been read */
-TEST_F_TIMEOUT(swap, written_at_once, 60)
+TEST_F_TIMEOUT(swap, written_at_once, 600)
 {
 	PAGE_OUT(self->src, self->s);
 	DPUT(self->src, self->s, self->dst, self->d);
@@ -186,7 +186,7 @@ TEST_F_TIMEOUT(swap, written_at_once, 60)
 	CHECK(self->src, self->s, 0, 1, 5);
 }
 
-TEST_F_TIMEOUT(swap, swapoff_after_copy, 60)
+TEST_F_TIMEOUT(swap, swapoff_after_copy, 600)
 {
 	size_t i;
 
@@ -203,7 +203,7 @@ TEST_F_TIMEOUT(swap, swapoff_after_copy, 60)
 }
 
 /* Half of the source is out, and some of it in the swap cache. */
-TEST_F_TIMEOUT(swap, mixed, 60)
+TEST_F_TIMEOUT(swap, mixed, 600)
 {
 	size_t i;
 
@@ -224,7 +224,7 @@ TEST_F_TIMEOUT(swap, mixed, 60)
 }
 
 /* The ragged ends are out, on either side. */
-TEST_F_TIMEOUT(swap, ragged_ends, 60)
+TEST_F_TIMEOUT(swap, ragged_ends, 600)
 {
 	size_t len = self->len - self->ps;
 	uint64_t v;
@@ -249,7 +249,7 @@ TEST_F_TIMEOUT(swap, ragged_ends, 60)
 	EXPECT_EQ(2, v >> 48);
 }
 
-TEST_F_TIMEOUT(swap, source_exits, 60)
+TEST_F_TIMEOUT(swap, source_exits, 600)
 {
 	if (self->src != &self->a)
 		SKIP(return, "the source is the test itself");
@@ -262,7 +262,7 @@ TEST_F_TIMEOUT(swap, source_exits, 60)
 }
 
 /* A destination that is out itself gives its slots back. */
-TEST_F_TIMEOUT(swap, destination_is_out, 60)
+TEST_F_TIMEOUT(swap, destination_is_out, 600)
 {
 	ASSERT_EQ(0, peer_map(self->dst, self->d, self->len, RW));
 	STAMP(self->dst, self->d, 0, 1, 2);
@@ -277,7 +277,7 @@ TEST_F_TIMEOUT(swap, destination_is_out, 60)
  * Reclaim unmaps the pages in both places, or they would not leave. Once for
  * pages that were never out, and once for such as came back.
  */
-TEST_F_TIMEOUT(swap, reclaim_after_copy, 120)
+TEST_F_TIMEOUT(swap, reclaim_after_copy, 600)
 {
 	int i;
 
@@ -294,7 +294,7 @@ TEST_F_TIMEOUT(swap, reclaim_after_copy, 120)
 	ISOLATED(self->src, self->s, self->dst, self->d, 1);
 }
 
-TEST_F_TIMEOUT(swap, reclaim_and_swapoff, 120)
+TEST_F_TIMEOUT(swap, reclaim_and_swapoff, 600)
 {
 	DPUT(self->src, self->s, self->dst, self->d);
 	ASSERT_TRUE(reclaim(self->src, self->s, self->dst, self->d, self->npages));
@@ -307,7 +307,7 @@ TEST_F_TIMEOUT(swap, reclaim_and_swapoff, 120)
 }
 
 /* What the source gives up by MADV_FREE, its copy keeps */
-TEST_F_TIMEOUT(swap, lazily_freed, 120)
+TEST_F_TIMEOUT(swap, lazily_freed, 600)
 {
 	int i;
 
@@ -348,7 +348,7 @@ TEST_F_TIMEOUT(swap, lazily_freed_while_migrated, 900)
 }
 
 /* Swapped out, copied to two places of one process, and out again */
-TEST_F_TIMEOUT(swap, two_places, 120)
+TEST_F_TIMEOUT(swap, two_places, 600)
 {
 	unsigned long e = AT(2);
 
@@ -376,7 +376,7 @@ TEST_F_TIMEOUT(swap, two_places, 120)
 }
 
 /* There and back, three places in all */
-TEST_F_TIMEOUT(swap, there_and_back, 120)
+TEST_F_TIMEOUT(swap, there_and_back, 600)
 {
 	unsigned long e = AT(2);
 
