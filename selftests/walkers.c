@@ -1140,15 +1140,20 @@ static bool touch_place(struct place *pl)
 	return !peer_call(pl->p, op_touch, &a, sizeof(a));
 }
 
+static bool idle_read(unsigned long pfn, uint64_t *word)
+{
+	int fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDONLY);
+	bool ok = pread(fd, word, 8, pfn / 64 * 8) == 8;
+
+	close(fd);
+	return ok;
+}
+
 static bool idle_get(unsigned long pfn)
 {
-	uint64_t word = 0;
-	int fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDONLY);
+	uint64_t word;
 
-	if (pread(fd, &word, 8, pfn / 64 * 8) != 8)
-		word = 0;
-	close(fd);
-	return word >> pfn % 64 & 1;
+	return idle_read(pfn, &word) && word >> pfn % 64 & 1;
 }
 
 static bool idle_set(unsigned long pfn)
@@ -1165,6 +1170,20 @@ static bool idle_set(unsigned long pfn)
 static unsigned long folio_head(unsigned long pfn, size_t n)
 {
 	return kpageflags(pfn) & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL) ? pfn & -n : pfn;
+}
+
+/* The last pages of memory cannot be asked about, if they are no multiple of 64. */
+static bool idle_known(struct cell *c)
+{
+	unsigned long pfn[MAX_PAGES];
+	uint64_t word;
+	size_t i;
+
+	place_pfns(&c->place[0], pfn);
+	for (i = 0; i < c->npages; i++)
+		if (!idle_read(pfn[i], &word))
+			return false;
+	return true;
 }
 
 /* false if there is a page, of those at @head, that did not become idle */
@@ -1213,6 +1232,9 @@ static void walk_idle(struct cell *c)
 	struct place *pl;
 	int try, bad;
 
+	NEED(idle_known(c) || move_place(&c->place[0], other_node(&c->place[0])),
+	     "cannot be moved");
+	NEED(idle_known(c), "no page_idle");
 	/* Others may use a page, too: by reading its memory, say. */
 	for_each_place(pl) {
 		for (try = 0; try < 10; try++) {
