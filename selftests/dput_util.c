@@ -1630,7 +1630,7 @@ long slab_objects(const char *name)
 
 static const char * const slabs[NR_SLABS] = { "anon_vma", "anon_vma_chain", "vm_area_struct" };
 
-int slabs_read(long *objects)
+static int slabs_read_once(long *objects)
 {
 	int i;
 
@@ -1641,6 +1641,27 @@ int slabs_read(long *objects)
 		objects[i] = slab_objects(slabs[i]);
 		if (objects[i] < 0)
 			return -1;
+	}
+	return 0;
+}
+
+/*
+ * The kernel counts what is free after it has counted everything: a slab that comes
+ * in between makes that too few in use. So read until it is the same twice.
+ */
+int slabs_read(long *objects)
+{
+	long last[NR_SLABS];
+	int try;
+
+	if (slabs_read_once(objects))
+		return -1;
+	for (try = 0; try < 10; try++) {
+		memcpy(last, objects, sizeof(last));
+		if (slabs_read_once(objects))
+			return -1;
+		if (!memcmp(last, objects, sizeof(last)))
+			break;
 	}
 	return 0;
 }

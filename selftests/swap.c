@@ -19,6 +19,7 @@ static void __attribute__((constructor)) prepare(void)
 	if (dput_supported())
 		swap_prepare();
 	cgroup_prepare();
+	ksm_save();
 	setting_save("/proc/sys/vm/page-cluster");
 	setting_save(MAX_MAP_COUNT);
 	mthp_setting(mthp_enabled, sizeof(mthp_enabled));
@@ -392,6 +393,132 @@ TEST_F_TIMEOUT(swap, there_and_back, 600)
 	CHECK(self->src, e, 0, 1, 1);
 	ISOLATED(self->src, e, self->dst, self->d, 1);
 	CHECK(self->src, self->s, 0, 1, 2);
+}
+
+/*
+ * Merged pages that are out in a row can come back as one large folio. It belongs
+ * to the mapping that was touched, and its copies by dput(); any other mapping has
+ * to get pages of its own, since the reverse map does not lead to it.
+ */
+FIXTURE(merged)
+{
+	struct peer me, a;
+	struct peer *other;
+	unsigned long ps, block;
+};
+
+FIXTURE_VARIANT(merged)
+{
+	bool child, swapoff;
+};
+
+FIXTURE_VARIANT_ADD(merged, within) {};
+FIXTURE_VARIANT_ADD(merged, child) { .child = true };
+FIXTURE_VARIANT_ADD(merged, within_swapoff) { .swapoff = true };
+FIXTURE_VARIANT_ADD(merged, child_swapoff) { .child = true, .swapoff = true };
+
+FIXTURE_SETUP(merged)
+{
+	const char *reason;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	reason = swap_missing();
+	if (!reason)
+		reason = ksm_missing();
+	if (!reason)
+		reason = cgroup_enter();
+	if (!reason)
+		reason = kind_prepare(MTHP);
+	if (reason)
+		SKIP(return, "%s", reason);
+	self->ps = page_size();
+	self->block = MTHP_SIZE;
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->a));
+	self->other = variant->child ? &self->a : &self->me;
+	ASSERT_EQ(0, swap_on())
+		TH_LOG("swapon: %s", strerror(errno));
+}
+
+FIXTURE_TEARDOWN(merged)
+{
+	setting_write(KSM "run", "0");
+	peer_kill(&self->a);
+	swap_off();
+}
+
+/*
+ * A large folio has to be aligned in memory and in the swap area, and where that
+ * begins is not known: extents of two blocks, each at another offset from a block.
+ */
+#define EXTENT(_i)	((_i) * (3 * self->block + self->ps))
+
+static bool is_large(struct peer *p, unsigned long addr)
+{
+	return kpageflags(proc_pfn(p->pid, addr)) & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
+}
+
+TEST_F_TIMEOUT(merged, in_as_large_folio, 600)
+{
+	struct peer *me = &self->me, *q = self->other;
+	size_t n = self->block / self->ps, i, j, k, large = 0, shared = 0;
+	unsigned long addr[] = { AT(0), AT(1), AT(2) }, at, pfn;
+	struct peer *peers[] = { me, q, me };
+
+	for (k = 0; k < 2; k++) {
+		ASSERT_EQ(0, peer_map(peers[k], addr[k], EXTENT(n), RW));
+		ASSERT_EQ(0, peer_madvise(peers[k], addr[k], EXTENT(n), MADV_MERGEABLE));
+		for (i = 0; i < n; i++)
+			ASSERT_EQ(0, peer_stamp(peers[k], addr[k] + EXTENT(i), 2 * n, 0, 1, i));
+	}
+	ASSERT_EQ(0, ksm_scan());
+	setting_write(KSM "run", "0");
+	ASSERT_EQ(0, peer_dput(me, addr[0], me, addr[2], EXTENT(n), 0));
+	for (k = 0; k < 3; k++)
+		ASSERT_EQ(0, peer_madvise(peers[k], addr[k], EXTENT(n), MADV_HUGEPAGE));
+	for (i = 0; i < n; i++)
+		for (j = 0; j < 2 * n; j++) {
+			at = EXTENT(i) + j * self->ps;
+			ASSERT_NE(0, kpageflags(proc_pfn(q->pid, addr[1] + at)) & KPF_KSM);
+		}
+	for (i = 0; i < n; i++)
+		for (k = 1; k < 3; k++)
+			ASSERT_TRUE(reclaim(me, addr[0] + EXTENT(i), peers[k],
+					    addr[k] + EXTENT(i), 2 * n));
+
+	for (k = 0; k < 3; k++) {
+		for (i = 0; i < n; i++)
+			EXPECT_EQ(-1, peer_check(peers[k], addr[k] + EXTENT(i), 2 * n, 0, 1, i));
+		/* It brings in what the others have not touched. */
+		if (variant->swapoff && !k)
+			ASSERT_EQ(0, swap_off());
+	}
+	for (i = 0; i < n; i++)
+		for (j = 0; j < 2 * n; j++) {
+			at = EXTENT(i) + j * self->ps;
+			pfn = proc_pfn(me->pid, addr[0] + at);
+			if (!is_large(me, addr[0] + at))
+				continue;
+			large++;
+			EXPECT_NE(pfn, proc_pfn(q->pid, addr[1] + at));
+			shared += pfn == proc_pfn(me->pid, addr[2] + at);
+		}
+	EXPECT_LT(0, large);
+	EXPECT_EQ(large, shared);
+	if (variant->swapoff)
+		ASSERT_EQ(0, swap_on());
+	/* Out by way of the reverse map */
+	for (k = 1; k < 3; k++)
+		for (i = 0; i < n; i++)
+			EXPECT_TRUE(reclaim(me, addr[0] + EXTENT(i), peers[k],
+					    addr[k] + EXTENT(i), 2 * n));
+	for (i = 0; i < n; i++)
+		ASSERT_EQ(0, peer_stamp(q, addr[1] + EXTENT(i), 2 * n, 0, 1, n + i));
+	for (k = 0; k < 3; k++)
+		for (i = 0; i < n; i++)
+			EXPECT_EQ(-1, peer_check(peers[k], addr[k] + EXTENT(i), 2 * n, 0, 1,
+						 k == 1 ? n + i : i));
 }
 
 /* Beyond the limit of references, which depends on the size of huge pages */
