@@ -283,19 +283,40 @@ static void *put(void *arg)
 	return NULL;
 }
 
-static struct job storing;
+static void *change(void *arg)
+{
+	struct job *job = arg;
 
-/* Start a thread that stores something; its ID. */
-static long op_store(void *arg)
+	__atomic_store_n(&job->tid, syscall(SYS_gettid), __ATOMIC_RELEASE);
+	madvise((void *)job->dst, page_size(), MADV_DONTDUMP);
+	return NULL;
+}
+
+/* Start a thread with a copy of @job; its ID. */
+static long start_thread(struct job *copy, const struct job *job, void *(*fn)(void *))
 {
 	pthread_t thread;
 
-	storing = *(struct job *)arg;
-	if (pthread_create(&thread, NULL, store, &storing))
+	*copy = *job;
+	if (pthread_create(&thread, NULL, fn, copy))
 		return -1;
-	while (!__atomic_load_n(&storing.tid, __ATOMIC_ACQUIRE))
+	while (!__atomic_load_n(&copy->tid, __ATOMIC_ACQUIRE))
 		sched_yield();
-	return storing.tid;
+	return copy->tid;
+}
+
+static long op_store(void *arg)
+{
+	static struct job job;
+
+	return start_thread(&job, arg, store);
+}
+
+static long op_change(void *arg)
+{
+	static struct job job;
+
+	return start_thread(&job, arg, change);
 }
 
 /*
@@ -401,6 +422,109 @@ TEST(waits_alone)
 	pthread_join(thread, NULL);
 	EXPECT_EQ(0, job.err);
 	EXPECT_EQ(-1, peer_verify(&other, DST, len, 1));
+	peer_stop(&other);
+}
+
+/*
+ * Whoever adds a probe waits for a third process, and the call for the probe. That
+ * can be killed.
+ */
+TEST(killed_while_a_probe_waits)
+{
+	size_t ps = page_size();
+	struct job job = { .dst = DST };
+	char probed[] = "./dput-XXXXXX";
+	int fd, code, status, tell[2], go[2];
+	struct pollfd end = { .events = POLLIN };
+	pid_t thaw, caller, prober;
+	struct peer other;
+	int waiting;
+	long tid;
+	char c;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	if (!getenv("DPUT_DISPOSABLE"))
+		SKIP(return, "it freezes a file system: DPUT_DISPOSABLE is not set");
+	if (!uprobe_supported())
+		SKIP(return, "no uprobes");
+	fd = file_open(DISK);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, ps));
+	code = mkstemp(probed);
+	ASSERT_LE(0, code);
+	for (size_t i = 0; i < ps; i++)
+		ASSERT_EQ(1, write(code, "", 1));
+	ASSERT_EQ(0, peer_start(&other));
+	ASSERT_EQ(DST, peer_mmap(&other, DST, ps, RW, MAP_SHARED | MAP_FIXED, fd));
+	ASSERT_EQ(0, peer_read(&other, DST, &job.byte, 1));
+	ASSERT_EQ(SRC, peer_mmap(&other, SRC, ps, PROT_READ, MAP_PRIVATE | MAP_FIXED, code));
+
+	/* No fork() comes back while the probe waits. */
+	ASSERT_EQ(0, pipe(go));
+	caller = fork();
+	ASSERT_LE(0, caller);
+	if (!caller) {
+		close(go[1]);
+		if (mmap((void *)SRC, ps, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+			 -1, 0) == MAP_FAILED || read(go[0], &c, 1) != 1)
+			_exit(1);
+		while (!sys_dput(PIDFD_SELF, SRC, PIDFD_SELF, DST, ps, 0))
+			;
+		_exit(2);
+	}
+	end.fd = sys_pidfd_open(caller, 0);
+	ASSERT_LE(0, end.fd);
+	if (ioctl(fd, FIFREEZE, 0)) {
+		const char *why = strerror(errno);
+
+		kill(caller, SIGKILL);
+		unlink(probed);
+		peer_stop(&other);
+		SKIP(return, "FIFREEZE: %s", why);
+	}
+	thaw = start_thawing(fd, tell);
+	if (thaw < 0)
+		ioctl(fd, FITHAW, 0);
+	ASSERT_LT(0, thaw);
+
+	/* A page fault, with the mapping's lock, and with the mm's what waits for that */
+	tid = peer_call(&other, op_store, &job, sizeof(job));
+	EXPECT_LT(0, tid);
+	while (tid > 0 && !thread_waits(other.pid, tid))
+		sched_yield();
+	job.tid = 0;
+	tid = peer_call(&other, op_change, &job, sizeof(job));
+	EXPECT_LT(0, tid);
+	while (tid > 0 && !thread_waits(other.pid, tid))
+		sched_yield();
+	prober = fork();
+	if (!prober) {
+		close(tell[1]);
+		_exit(uprobe_open(probed, 0) < 0);
+	}
+	EXPECT_LT(0, prober);
+	EXPECT_EQ(1, write(go[1], "", 1));
+	/* Either may wait for something else for a moment. */
+	for (waiting = 0; waiting < 100; waiting++) {
+		if (!thread_waits(prober, prober) || !thread_waits(caller, caller))
+			waiting = -1;
+		sched_yield();
+	}
+	EXPECT_EQ(0, kill(caller, SIGKILL));
+	EXPECT_EQ(1, poll(&end, 1, 5000))
+		TH_LOG("it cannot be killed");
+	EXPECT_EQ(0, waitpid(prober, NULL, WNOHANG))
+		TH_LOG("the probe does not wait");
+
+	EXPECT_EQ(1, write(tell[1], "", 1));
+	EXPECT_EQ(thaw, waitpid(thaw, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(prober, waitpid(prober, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(caller, waitpid(caller, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	unlink(probed);
 	peer_stop(&other);
 }
 
