@@ -615,6 +615,8 @@ static void walk_move_pages(struct cell *c)
 	unsigned long old[MAX_PAGES];
 	struct place *pl;
 
+	/* They may come from both nodes. */
+	NEED(move_place(&c->place[0], nodes[0]), "not moved to one node");
 	for_each_place(pl) {
 		int to = other_node(pl);
 
@@ -858,6 +860,9 @@ static void walk_hotplug(struct cell *c)
 	size_t i, j;
 
 	HAVE(per_block, "no memory hotplug");
+#ifdef __aarch64__
+	HAVE(false, "arm64 keeps the memory that it has booted with");
+#endif
 	while (!moved_everywhere(c, moved) && !c->failed) {
 		if (now_ms() > until) {
 			HAVE(movable, "no movable memory: boot with movablecore=");
