@@ -437,8 +437,8 @@ TEST(killed_while_a_probe_waits)
 	int fd, code, status, tell[2], go[2];
 	struct pollfd end = { .events = POLLIN };
 	pid_t thaw, caller, prober;
+	int waiting, seen = -1, *calls;
 	struct peer other;
-	int waiting;
 	long tid;
 	char c;
 
@@ -460,6 +460,8 @@ TEST(killed_while_a_probe_waits)
 	ASSERT_EQ(0, peer_read(&other, DST, &job.byte, 1));
 	ASSERT_EQ(SRC, peer_mmap(&other, SRC, ps, PROT_READ, MAP_PRIVATE | MAP_FIXED, code));
 
+	calls = mmap(NULL, ps, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, calls);
 	/* No fork() comes back while the probe waits. */
 	ASSERT_EQ(0, pipe(go));
 	caller = fork();
@@ -470,7 +472,7 @@ TEST(killed_while_a_probe_waits)
 			 -1, 0) == MAP_FAILED || read(go[0], &c, 1) != 1)
 			_exit(1);
 		while (!sys_dput(PIDFD_SELF, SRC, PIDFD_SELF, DST, ps, 0))
-			;
+			__atomic_add_fetch(calls, 1, __ATOMIC_RELAXED);
 		_exit(2);
 	}
 	end.fd = sys_pidfd_open(caller, 0);
@@ -507,8 +509,11 @@ TEST(killed_while_a_probe_waits)
 	EXPECT_EQ(1, write(go[1], "", 1));
 	/* Either may wait for something else for a moment. */
 	for (waiting = 0; waiting < 100; waiting++) {
-		if (!thread_waits(prober, prober) || !thread_waits(caller, caller))
+		int now = __atomic_load_n(calls, __ATOMIC_RELAXED);
+
+		if (!thread_waits(prober, prober) || now != seen)
 			waiting = -1;
+		seen = now;
 		sched_yield();
 	}
 	EXPECT_EQ(0, kill(caller, SIGKILL));
