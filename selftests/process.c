@@ -344,6 +344,17 @@ static pid_t start_thawing(int fd, int tell[2])
 	_exit(ioctl(fd, FITHAW, 0) || !told);
 }
 
+/* Freeze the file system of @fd until start_thawing() thaws it. NULL, or why not */
+static const char *freeze(int fd, int tell[2], pid_t *thaw)
+{
+	if (ioctl(fd, FIFREEZE, 0))
+		return strerror(errno);
+	*thaw = start_thawing(fd, tell);
+	if (*thaw < 0)
+		ioctl(fd, FITHAW, 0);
+	return NULL;
+}
+
 /*
  * A page fault in the destination's old memory waits, with its mapping locked,
  * for what the source does later. The call has to wait, too, but must not keep
@@ -357,6 +368,7 @@ TEST(waits_alone)
 	struct job job = { .dst = DST };
 	char probed[] = "./dput-XXXXXX";
 	int fd, status, tell[2], probe;
+	const char *why;
 	pthread_t thread;
 	pid_t thaw;
 	long tid;
@@ -379,16 +391,12 @@ TEST(waits_alone)
 	ASSERT_EQ(0, peer_read(&other, DST, &job.byte, 1));
 	job.dst_fd = other.pidfd;
 
-	if (ioctl(fd, FIFREEZE, 0)) {
-		const char *why = strerror(errno);
-
+	why = freeze(fd, tell, &thaw);
+	if (why) {
 		unlink(probed);
 		peer_stop(&other);
 		SKIP(return, "FIFREEZE: %s", why);
 	}
-	thaw = start_thawing(fd, tell);
-	if (thaw < 0)
-		ioctl(fd, FITHAW, 0);
 	ASSERT_LT(0, thaw);
 
 	/* As in the image: it may be stored into that. */
@@ -438,6 +446,7 @@ TEST(killed_while_a_probe_waits)
 	struct pollfd end = { .events = POLLIN };
 	pid_t thaw, caller, prober;
 	int waiting, seen = -1, *calls;
+	const char *why;
 	struct peer other;
 	long tid;
 	char c;
@@ -477,17 +486,13 @@ TEST(killed_while_a_probe_waits)
 	}
 	end.fd = sys_pidfd_open(caller, 0);
 	ASSERT_LE(0, end.fd);
-	if (ioctl(fd, FIFREEZE, 0)) {
-		const char *why = strerror(errno);
-
+	why = freeze(fd, tell, &thaw);
+	if (why) {
 		kill(caller, SIGKILL);
 		unlink(probed);
 		peer_stop(&other);
 		SKIP(return, "FIFREEZE: %s", why);
 	}
-	thaw = start_thawing(fd, tell);
-	if (thaw < 0)
-		ioctl(fd, FITHAW, 0);
 	ASSERT_LT(0, thaw);
 
 	/* A page fault, with the mapping's lock, and with the mm's what waits for that */
@@ -500,13 +505,15 @@ TEST(killed_while_a_probe_waits)
 	EXPECT_LT(0, tid);
 	while (tid > 0 && !thread_waits(other.pid, tid))
 		sched_yield();
+	EXPECT_EQ(1, write(go[1], "", 1));
+	while (!__atomic_load_n(calls, __ATOMIC_RELAXED) && !poll(&end, 1, 0))
+		sched_yield();
 	prober = fork();
 	if (!prober) {
 		close(tell[1]);
 		_exit(uprobe_open(probed, 0) < 0);
 	}
 	EXPECT_LT(0, prober);
-	EXPECT_EQ(1, write(go[1], "", 1));
 	/* Either may wait for something else for a moment. */
 	for (waiting = 0; waiting < 100; waiting++) {
 		int now = __atomic_load_n(calls, __ATOMIC_RELAXED);
