@@ -5,8 +5,11 @@ export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB BENCH
 export ARCHES CONFIGS DPUT_CACHE DPUT_BUILD DPUT_MIRROR
 export SENDER VERSION RFC BASE_COMMIT SINCE BASE CONFIG_FILE
 
-# What make test-all runs: targets, with variables after colons.
-TEST_ALL := test check:BASE=newest analyze docs bench-compare bisect regress
+# What make test-all runs: targets, with variables after colons. Those after the first
+# line take hours each where there is no KVM.
+TEST_ALL := test check:BASE=newest analyze docs image regress sabotage bisect bench-compare \
+	test:CONFIG=debug test:CONFIG=kcsan stress cross deb \
+	test:ARCH=i386 test:ARCH=arm64 test:ARCH=arm64:CONFIG=64k test:ARCH=riscv64 test:ARCH=s390x
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check regress shell sabotage apply export clean distclean
@@ -18,16 +21,17 @@ help:
 	@echo 'make test       every check and every selftest'
 	@echo 'make check      only the checks that need no guest; with BASE=newest, BASE=SUITE or'
 	@echo '                BASE=PATH only: does the series apply to that Linux, too?'
-	@echo 'make test-all   test, and what does not fit into its time: $(TEST_ALL)'
+	@echo 'make test-all   test, and all that does not fit into its time (a day without KVM);'
+	@echo '                TEST_ALL="TARGET[:VARIABLE=VALUE]…": only these'
 	@echo "make regress    the kernel's own selftests, with the series and without it"
 	@echo 'make shell      an interactive guest with the selftests, strace and the demo'
 	@echo 'make sabotage   break the kernel on purpose: which test notices?'
-	@echo 'make stress     random operations and races with new seeds: SECONDS=N (3600) SEED=N'
+	@echo 'make stress     random operations and races with new seeds: SECONDS=N (3600) SEED=N ROUNDS=N'
 	@echo 'make bisect     is the kernel sound after each patch in turn? FIRST=N LAST=N limit it'
 	@echo 'make cross      compile what the series touches for every architecture: [ARCHES="NAME…"]'
 	@echo 'make analyze    what sparse, clang, coccinelle and others find that the base has not'
 	@echo "make docs       the kernel's documentation, built by sphinx"
-	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes]'
+	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes] [BASE_COMMIT=ID]'
 	@echo 'make series-diff  what changed in the series: SINCE=TAG'
 	@echo 'make bench      what the call costs, and what else would do the same; BENCH=targets: only that'
 	@echo 'make bench-compare  is any instruction count 1 % above Documentation/bench/baseline.tsv?'
@@ -39,7 +43,7 @@ help:
 	@echo "make build      the kernel; make initramfs: the guest's files as well"
 	@echo 'make deps       install the Debian packages that are missing'
 	@echo 'make export     patches/ and series from a git tree: TREE=DIR BASE=COMMIT'
-	@echo 'make clean      remove build/; make distclean: the cache of downloads and objects too'
+	@echo 'make clean      remove build/, not another DPUT_BUILD; make distclean: the cache, too'
 	@echo
 	@echo 'KERNEL_SRC=PATH  Linux 7.3.y to start from: a tarball, a git checkout or a tree; only'
 	@echo "                 copied, but for make apply (default: Debian's linux-source-7.3)"

@@ -11,6 +11,7 @@
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/perf_event.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <sys/prctl.h>
@@ -283,6 +284,66 @@ TEST_F(access, seccomp)
 	EXPECT_EQ(-1, peer_verify(&self->user, DST, NR * page_size(), 2));
 	/* It does not keep others from copying to and from it. */
 	EXPECT_EQ(1, may(&self->sibling, &self->user));
+}
+
+/* How often this process has called a function of the kernel's, from now on; or -1 */
+static int count_calls(const char *function)
+{
+	struct perf_event_attr attr = {
+		.size = sizeof(attr), .config1 = (unsigned long)function,
+	};
+	char type[16];
+
+	if (setting_read("/sys/bus/event_source/devices/kprobe/type", type, sizeof(type)))
+		return -1;
+	attr.type = atoi(type);
+	return syscall(__NR_perf_event_open, &attr, 0, -1, -1, 0);
+}
+
+/* How often security modules are asked whether the caller may have a file. */
+TEST_F(access, files)
+{
+	size_t len = NR * page_size();
+	unsigned long files = DST + (1UL << 24);
+	struct peer other, third;
+	uint64_t before, after;
+	int fd, counter;
+
+	fd = file_open(MEMFD);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, len));
+	ASSERT_EQ(files, peer_mmap(&self->root, files, len, RW, MAP_PRIVATE | MAP_FIXED, fd));
+	/* Two mappings of it, one of which has been written to */
+	ASSERT_EQ(0, peer_fill(&self->root, files, len / 2, 3));
+	ASSERT_EQ(0, peer_mprotect(&self->root, files, len / 2, PROT_READ));
+	ASSERT_EQ(0, peer_start(&other));
+	ASSERT_EQ(0, peer_start(&third));
+	counter = count_calls("security_file_receive");
+	if (counter < 0)
+		SKIP(goto out, "no events for kernel functions: %s", strerror(errno));
+
+#define ASKED(src, saddr, dst, nr) do {						\
+	ASSERT_EQ(sizeof(before), read(counter, &before, sizeof(before)));	\
+	ASSERT_EQ(0, peer_dput(src, saddr, dst, DST, len, 0));			\
+	ASSERT_EQ(sizeof(after), read(counter, &after, sizeof(after)));		\
+	EXPECT_EQ(nr, after - before);						\
+} while (0)
+	ASKED(&other, files, &self->root, 1);
+	EXPECT_EQ(-1, peer_verify(&self->root, DST, len / 2, 3));
+	ASKED(&other, files, &third, 1);
+	EXPECT_EQ(-1, peer_verify(&third, DST, len / 2, 3));
+	/* Over an older copy, too */
+	ASKED(&other, files, &third, 1);
+	/* It is the caller's already, or no file at all, or nobody gets it. */
+	ASKED(&self->root, files, &other, 0);
+	ASKED(&other, SRC, &self->root, 0);
+	ASKED(&other, files, &other, 0);
+	ASKED(&self->root, files, &self->root, 0);
+	close(counter);
+out:
+	peer_stop(&other);
+	peer_stop(&third);
+	close(fd);
 }
 
 /* The last one: there is no way back. */

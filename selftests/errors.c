@@ -604,6 +604,30 @@ TEST_F(errors, eacces_executable)
 	EXPECT_ERR(EACCES, PIDFD_SELF, addr + 8, PIDFD_SELF, DST + 8, 8, 0);
 }
 
+#ifndef PR_SET_MDWE
+#define PR_SET_MDWE		65
+#define PR_MDWE_REFUSE_EXEC_GAIN 1
+#endif
+
+/* What is writable and executable from before the rule is not copied any more. */
+TEST_F(errors, eacces_mdwe)
+{
+	unsigned long ps = self->ps, addr = SRC + 3 * ps;
+
+	ASSERT_EQ(0, mprotect((void *)addr, ps, RW | PROT_EXEC));
+	EXPECT_OK(PIDFD_SELF, addr, PIDFD_SELF, DST, ps, 0);
+	EXPECT_STREQ("rwxp", proc_perms(getpid(), DST));
+	ASSERT_EQ(0, munmap((void *)DST, ps));
+	if (prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0))
+		SKIP(return, "PR_SET_MDWE: %s", strerror(errno));
+	EXPECT_ERR(EACCES, PIDFD_SELF, addr, PIDFD_SELF, DST, ps, 0);
+	EXPECT_ERR(EACCES, PIDFD_SELF, SRC, PIDFD_SELF, DST, self->len, DPUT_HOLES);
+	/* What is one or the other is. */
+	ASSERT_EQ(0, mprotect((void *)addr, ps, PROT_READ | PROT_EXEC));
+	EXPECT_OK(PIDFD_SELF, SRC, PIDFD_SELF, DST, self->len, 0);
+	EXPECT_STREQ("r-xp", proc_perms(getpid(), DST + 3 * ps));
+}
+
 /* Limits: those of the destination */
 
 static int set_limit(pid_t pid, int resource, rlim_t cur, struct rlimit *old)

@@ -45,7 +45,7 @@ struct pin_longterm_test {
 #define MADV_SOFT_OFFLINE	101
 #endif
 
-#define MAX_PLACES	8
+#define MAX_PLACES	24
 #define MAX_PAGES	512
 #define TRIES		100
 
@@ -285,6 +285,34 @@ static int branches(struct cell *c)
 	return 0;
 }
 
+/*
+ * There and back, until the last copy is linked to more anon_vmas than dput() looks
+ * through for something to share
+ */
+#define GENERATIONS	20
+
+static unsigned long generation(struct cell *c, int n)
+{
+	return AT(n / 4) + n % 4 * 2 * c->len;
+}
+
+static int chain(struct cell *c)
+{
+	struct peer *side[] = { &c->me, &c->a };
+	int n;
+
+	if (peer_start(&c->a) || fresh(c, &c->me, AT(0)))
+		return -1;
+	add(c, &c->me, AT(0));
+	for (n = 1; n < GENERATIONS; n++) {
+		add(c, side[n % 2], generation(c, n));
+		if (copy(c, side[(n - 1) % 2], generation(c, n - 1),
+			 side[n % 2], generation(c, n)))
+			return -1;
+	}
+	return 0;
+}
+
 /* Copies that were moved, cut, and changed in part */
 static int cut(struct cell *c)
 {
@@ -311,7 +339,8 @@ static const struct situation situations[] = {
 	{ "child", ANY & ~PMD_OFF, child },
 	{ "orphan", ANY & ~PMD_OFF, orphan },
 	{ "ring", SMALL | MTHP | PMD, ring },
-	{ "branches", SMALL | PMD, branches },
+	{ "branches", SMALL | MTHP | PMD, branches },
+	{ "chain", SMALL, chain },
 	{ "cut", ANY & ~PMD_OFF, cut },
 };
 
