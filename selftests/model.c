@@ -1682,7 +1682,7 @@ static void print_lines(const char *text)
 	}
 }
 
-static unsigned long seed = 1, first, sequences = 300, seconds;
+static unsigned long seed = 1, first, sequences = 2000, seconds;
 static unsigned int nr_ops = 50;
 
 /* Every so many sequences, one with huge pages */
