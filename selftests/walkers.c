@@ -25,6 +25,7 @@
 #include "dput_util.h"
 
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
+#define LRU_GEN		"/sys/kernel/mm/lru_gen/enabled"
 #define DEBUGFS		"/sys/kernel/debug/"
 #define DAMON		"/sys/kernel/mm/damon/admin/kdamonds/"
 #define MEMORY		"/sys/devices/system/memory/"
@@ -111,24 +112,46 @@ struct walker {
 
 static char running[128];
 
+/* What there is to say of a walker, shared with the parent, which prints it with the result */
+struct remarks {
+	char text[1000];
+};
+
+static struct remarks *remarks;
+
+static void vremark(const char *fmt, va_list args)
+{
+	char what[200], *at = strchr(remarks->text, '\0');
+
+	vsnprintf(what, sizeof(what), fmt, args);
+	/* The first ones tell most. */
+	if (at < remarks->text + sizeof(remarks->text) / 2)
+		sprintf(at, "# %s: %s\n", running, what);
+}
+
+static void __attribute__((format(printf, 1, 2))) remark(const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	vremark(fmt, args);
+	va_end(args);
+}
+
 static void __attribute__((format(printf, 2, 3))) complain(struct cell *c, const char *fmt, ...)
 {
 	va_list args;
 
 	c->failed = true;
-	printf("# %s: ", running);
 	va_start(args, fmt);
-	vprintf(fmt, args);
+	vremark(fmt, args);
 	va_end(args);
-	printf("\n");
-	fflush(stdout);
 }
 
 static void lacks(struct cell *c, const char *what)
 {
-	printf("# %s: %s\n", running, what);
-	fflush(stdout);
 	c->skipped = true;
+	remark("%s", what);
 }
 
 /* Tell of what is wrong and go on; or leave the walker. */
@@ -1238,46 +1261,49 @@ static bool idle_set_all(struct cell *c, unsigned long *head)
 /*
  * An access by any of its places makes a page busy. The kernel gives up on a page that
  * somebody holds for a moment, so it is asked again; what it says in the end lasts.
- * -1 if the pages were moved meanwhile, or else how many are not as they should be.
+ * NULL if all is well, or else what is not.
  */
-static int idle_round(struct cell *c, struct place *pl)
+static const char *idle_round(struct cell *c, struct place *pl)
 {
 	unsigned long head[MAX_PAGES], now[MAX_PAGES];
-	size_t i, j;
-	int bad = 0;
+	static char wrong[64];
+	size_t i, j, k;
 	bool used;
 
-	if (!WAIT_FOR(({ drain(); idle_set_all(c, head); })) || !touch_place(pl))
-		return 1;
+	if (!WAIT_MS(5000, ({ drain(); idle_set_all(c, head); })))
+		return "a page does not become idle";
+	if (!touch_place(pl))
+		return "a place cannot be accessed";
 	for (i = 0; i < c->npages; i = j) {
 		for (used = false, j = i; j < c->npages && head[j] == head[i]; j++)
 			used |= covers(pl, j);
-		bad += !WAIT_MS(1000, idle_get(head[i]) == !used);
+		if (WAIT_MS(1000, idle_get(head[i]) == !used))
+			continue;
+		place_pfns(&c->place[0], now);
+		snprintf(wrong, sizeof(wrong), "page %zu is %s", i, used ? "idle" : "not idle");
+		for (k = 0; k < c->npages; k++)
+			if (folio_head(now[k], c->k->folio_pages) != head[k])
+				return "pages are being moved";
+		return wrong;
 	}
-	place_pfns(&c->place[0], now);
-	for (i = 0; i < c->npages; i++)
-		if (folio_head(now[i], c->k->folio_pages) != head[i])
-			return -1;
-	return bad;
+	return NULL;
 }
 
 static void walk_idle(struct cell *c)
 {
+	const char *wrong;
 	struct place *pl;
-	int try, bad;
 
+	/* The multi-generational LRU takes note of an access, but not for page_idle. */
+	setting_write(LRU_GEN, "0");
 	NEED(idle_known(c) || move_place(&c->place[0], other_node(&c->place[0])),
 	     "cannot be moved");
 	NEED(idle_known(c), "no page_idle");
 	/* Others may use a page, too: by reading its memory, say. */
-	for_each_place(pl) {
-		for (try = 0; try < 10; try++) {
-			bad = idle_round(c, pl);
-			if (!bad)
-				break;
-		}
-		WANT(!bad, "%d folios are not idle, or are, by place %td", bad, pl - c->place);
-	}
+	for_each_place(pl)
+		WANT(WAIT_FOR(!(wrong = idle_round(c, pl))), "%s, by place %td", wrong,
+		     pl - c->place);
+	setting_restore(LRU_GEN);
 	check_all(c);
 }
 
@@ -1594,7 +1620,6 @@ static void walk_khugepaged(struct cell *c)
 		     "khugepaged did not collapse place %td", pl - c->place);
 	}
 	setting_write(THP "khugepaged/scan_sleep_millisecs", "600000");
-	setting_write("/proc/sys/vm/compaction_proactiveness", "0");
 	check_isolated(c);
 }
 
@@ -1711,7 +1736,7 @@ static bool poison_clear(void)
 		if (!(kpageflags(pfn) & KPF_HWPOISON) ||
 		    WAIT_FOR(!setting_write(HWPOISON "unpoison-pfn", buf)))
 			continue;
-		printf("# %s: page frame %lx stays poisoned\n", running, pfn);
+		remark("page frame %lx stays poisoned", pfn);
 		ok = false;
 	}
 	return ok;
@@ -2078,6 +2103,7 @@ static const struct walker walkers[] = {
 struct report {
 	size_t at;			/* the walker that is being run */
 	bool ok[NR_WALKERS], skipped[NR_WALKERS];
+	struct remarks remarks[NR_WALKERS];
 	struct poisoned poisoned;
 };
 
@@ -2134,11 +2160,13 @@ static void run_some(const struct situation *s, const struct kind *k, struct rep
 	struct cell c;
 
 	alarm(400);
+	remarks = &r->remarks[at];
 	set_up(&c, s, k);
 	for (; at < NR_WALKERS; at++) {
 		if (!selected(s, k, &walkers[at]))
 			continue;
 		r->at = at;
+		remarks = &r->remarks[at];
 		alarm(400);
 		if (!c.failed)
 			walkers[at].walk(&c);
@@ -2243,12 +2271,12 @@ static void run_group(const struct situation *s, const struct kind *k, struct re
 			run_some(s, k, r);
 		waitpid(pid, &status, 0);
 		blocks_online();
+		selected(s, k, &walkers[r->at]);
+		remarks = &r->remarks[r->at];
 		if (status) {
-			printf("# %s %s %s: %s\n", s->name, k->name, walkers[r->at].name,
-			       WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : "ended");
+			remark("%s", WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : "ended");
 			r->ok[r->at] = false;
 		}
-		selected(s, k, &walkers[r->at]);
 		if (!poison_clear())
 			r->ok[r->at] = false;
 		r->at++;
@@ -2256,6 +2284,7 @@ static void run_group(const struct situation *s, const struct kind *k, struct re
 	for (w = 0; w < NR_WALKERS; w++) {
 		if (!selected(s, k, &walkers[w]))
 			continue;
+		printf("%s", r->remarks[w].text);
 		if (reason || r->skipped[w])
 			ksft_test_result_skip("%s: %s\n", running, reason ?: "see above");
 		else
@@ -2278,7 +2307,6 @@ static const char *why_not(void)
 
 static void __attribute__((constructor)) prepare(void)
 {
-
 	ps = page_size();
 	nr_nodes = memory_nodes(nodes);
 	if (!dput_supported())
@@ -2299,6 +2327,7 @@ static void __attribute__((constructor)) prepare(void)
 	setting_save(KSM "sleep_millisecs");
 	setting_save(KSM "smart_scan");
 	setting_save(KSM "run");
+	setting_save(LRU_GEN);
 	setting_save("/proc/sys/kernel/numa_balancing");
 	setting_save("/proc/sys/vm/compaction_proactiveness");
 }
@@ -2348,7 +2377,9 @@ int main(int argc, char **argv)
 	ksft_print_header();
 	if (reason)
 		ksft_exit_skip("%s\n", reason);
+	/* Pages are to be where they were put. */
 	setting_write("/proc/sys/kernel/numa_balancing", "0");
+	setting_write("/proc/sys/vm/compaction_proactiveness", "0");
 	setting_write(KSM "pages_to_scan", "1000");
 	setting_write(KSM "sleep_millisecs", "0");
 	setting_write(KSM "smart_scan", "0");
