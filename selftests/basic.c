@@ -755,7 +755,7 @@ static bool perms_alternate(pid_t pid, unsigned long addr, int nr)
 	return ret;
 }
 
-TEST_F_TIMEOUT(dput, many_mappings, 120)
+TEST_F(dput, many_mappings)
 {
 	unsigned long ps = self->ps;
 	struct checker c = { .addr = SRC, .ps = ps, .nr = 1000 };

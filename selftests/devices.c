@@ -17,7 +17,7 @@
 #define THP	"/sys/kernel/mm/transparent_hugepage/enabled"
 #define COMPACT	"/proc/sys/vm/compact_memory"
 /* Of what may fail for a reason that passes: a page is on its way to a list, say */
-#define TRIES	10
+#define TRIES	100
 
 /* As in lib/test_hmm_uapi.h */
 struct dmirror_cmd {
@@ -131,6 +131,8 @@ static long device_takes(struct peer *p, unsigned long addr, size_t npages)
 	int i;
 
 	for (i = 0; i < TRIES && has != (long)npages; i++) {
+		if (i)
+			usleep(10000);
 		device(p, DMIRROR_MIGRATE_TO_DEV, addr, npages, 0, NULL);
 		has = device_has(p, addr, npages);
 	}

@@ -1349,11 +1349,12 @@ bool pages_out(struct peer *p, unsigned long addr, size_t npages)
 {
 	int i;
 
-	for (i = 0; i < 20; i++) {
+	for (i = 0; i < 1000; i++) {
 		peer_madvise(p, addr, npages * page_size(), MADV_PAGEOUT);
 		if (pages_swapped(p, addr, npages) == npages)
 			return true;
 		setting_write("/proc/sys/vm/drop_caches", "1");
+		usleep(10000);
 	}
 	return false;
 }
@@ -1647,23 +1648,23 @@ static int slabs_read_once(long *objects)
 
 /*
  * The kernel counts what is free after it has counted everything: a slab that comes
- * in between makes that too few in use. So read until it is the same twice.
+ * in between makes that too few in use. So read until it is the same three times.
  */
 int slabs_read(long *objects)
 {
 	long last[NR_SLABS];
-	int try;
+	int try, same = 0;
 
 	if (slabs_read_once(objects))
 		return -1;
-	for (try = 0; try < 10; try++) {
+	for (try = 0; try < 600 && same < 2; try++) {
+		usleep(20000);
 		memcpy(last, objects, sizeof(last));
 		if (slabs_read_once(objects))
 			return -1;
-		if (!memcmp(last, objects, sizeof(last)))
-			break;
+		same = memcmp(last, objects, sizeof(last)) ? 0 : same + 1;
 	}
-	return 0;
+	return same < 2 ? -1 : 0;
 }
 
 bool slabs_within(const long *before, long limit)
@@ -1671,8 +1672,9 @@ bool slabs_within(const long *before, long limit)
 	long after[NR_SLABS] = {};
 	int i, try;
 
-	for (try = 0; try < 30; try++) {
-		slabs_read(after);
+	for (try = 0; try < 300; try++) {
+		if (slabs_read(after))
+			continue;
 		for (i = 0; i < NR_SLABS && after[i] - before[i] <= limit; i++)
 			;
 		if (i == NR_SLABS)

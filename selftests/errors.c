@@ -503,7 +503,7 @@ TEST_F(errors, efault_partial_destination_readonly)
 static long op_comb(void *arg);
 
 /* Among many mappings it does not matter which one it is: nothing has begun. */
-TEST_F_TIMEOUT(errors, first_middle_last_of_many, 120)
+TEST_F(errors, first_middle_last_of_many)
 {
 	unsigned long nr = 300, ps = self->ps, src = ARENA + (1UL << 30), dst = src + (1UL << 28);
 	unsigned long arg[] = { src, nr }, at[] = { 0, nr / 2, nr - 1 };
@@ -714,7 +714,7 @@ static long op_comb(void *arg)
 	return 0;
 }
 
-TEST_F_TIMEOUT(errors, enomem_max_map_count, 120)
+TEST_F(errors, enomem_max_map_count)
 {
 	unsigned long nr = 400, src = ARENA + (1UL << 30), dst = src + (1UL << 28);
 	unsigned long arg[] = { src, nr };

@@ -390,7 +390,7 @@ static bool page_out(struct peer *p, unsigned long addr)
 	return pages_swapped(p, addr, 1);
 }
 
-TEST_F_TIMEOUT(faults, each_allocation, 300)
+TEST_F(faults, each_allocation)
 {
 	unsigned long dst = DST + self->shift, ragged = variant->ragged;
 	unsigned long from = variant->first * self->ps;

@@ -320,7 +320,7 @@ static long op_change(void *arg)
 }
 
 /*
- * Thaw a file system when told, or after 10 s, or when the caller has gone.
+ * Thaw a file system when told, or after a minute, or when the caller has gone.
  * The exit status says if it was told.
  */
 static pid_t start_thawing(int fd, int tell[2])
@@ -340,7 +340,7 @@ static pid_t start_thawing(int fd, int tell[2])
 	close(tell[1]);
 	wait.fd = tell[0];
 	wait.events = POLLIN;
-	told = poll(&wait, 1, 10000) == 1 && read(tell[0], &c, 1) == 1;
+	told = poll(&wait, 1, 60000) == 1 && read(tell[0], &c, 1) == 1;
 	_exit(ioctl(fd, FITHAW, 0) || !told);
 }
 
@@ -524,7 +524,7 @@ TEST(killed_while_a_probe_waits)
 		sched_yield();
 	}
 	EXPECT_EQ(0, kill(caller, SIGKILL));
-	EXPECT_EQ(1, poll(&end, 1, 5000))
+	EXPECT_EQ(1, poll(&end, 1, 30000))
 		TH_LOG("it cannot be killed");
 	EXPECT_EQ(0, waitpid(prober, NULL, WNOHANG))
 		TH_LOG("the probe does not wait");
@@ -631,7 +631,7 @@ static long op_eat(void *arg)
 }
 
 /* The OOM killer of its own group ends it while it is copied from and to. */
-TEST_F_TIMEOUT(dying, oom_killed, 120)
+TEST_F(dying, oom_killed)
 {
 	size_t npages = 256, len = npages * self->ps;
 	long i, n = iterations(8), good = 0, killed = 0, ret;
@@ -816,20 +816,21 @@ static int image_at(struct peer *p, size_t off)
 	return 0;
 }
 
-TEST_F_TIMEOUT(killed, at_any_moment, 120)
+TEST_F(killed, at_any_moment)
 {
 	unsigned int state = env_number("DPUT_SEED", 1);
 	long i, n = iterations(60), most = 50 * n, sizes, seen[3] = {};
 	unsigned long last = KILL_PAGES - 1, ps = self->ps;
+	unsigned long within = 20000000;	/* ns */
 	int mapped, image;
 
-	/* Until one has been killed in the middle, too */
-	for (i = 0; i < n || (!seen[0] && i < most); i++) {
+	/* Until one has been killed in the middle, and one at its end, too */
+	for (i = 0; i < n || ((!seen[0] || seen[0] == i) && i < most); i++) {
 		peer_munmap(&self->dst, DST, self->len);
 		ASSERT_EQ(0, peer_map(&self->dst, DST, self->len, RW));
 		ASSERT_EQ(0, kill_while(copy_for_ever, variant->from_caller ? PIDFD_SELF :
 					self->src.pidfd, self->dst.pidfd, self->len,
-					rand_r(&state) % 20000000))
+					rand_r(&state) % within))
 			TH_LOG("dput: %s", strerror(errno));
 
 		/* Whole pages: of one image, or unmapped */
@@ -843,6 +844,11 @@ TEST_F_TIMEOUT(killed, at_any_moment, 120)
 			EXPECT_EQ(-1, peer_check(&self->dst, DST, last, 1, 1, image));
 		}
 		seen[mapped ? image : 0]++;
+		/* Some calls take longer than others. */
+		if (mapped)
+			within -= within / 16;
+		else if (within < 1000000000)
+			within += within / 8;
 		/* What is beyond the ends was never written. */
 		EXPECT_EQ(0, image_at(&self->dst, 0));
 		EXPECT_EQ(0, image_at(&self->dst, KILL_PAGES * ps - 8));
@@ -856,10 +862,11 @@ TEST_F_TIMEOUT(killed, at_any_moment, 120)
 	TH_LOG("%ld times unmapped, %ld the first image, %ld the second", seen[0], seen[1],
 	       seen[2]);
 	EXPECT_LT(0, seen[0]);
+	EXPECT_LT(0, seen[1] + seen[2]);
 }
 
 /* Nor is anything else lost of a copy of which a page is being put again. */
-TEST_F_TIMEOUT(killed, one_page, 120)
+TEST_F(killed, one_page)
 {
 	unsigned int state = env_number("DPUT_SEED", 1);
 	long i, n = iterations(60), sizes;

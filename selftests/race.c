@@ -1273,6 +1273,7 @@ TEST_F_TIMEOUT(pressure, contents, LONG)
 	size_t nr = 64, len = 2 * nr * page_size();
 	unsigned int state = seed();
 	long i, n = iterations(40), scans = 0;
+	time_t until = time(NULL) + 300;
 	struct same_arg same = { .addr = SRC + nr * page_size(), .nr = nr, .byte = 7 };
 
 	for (i = 0; i < 3; i++) {
@@ -1288,7 +1289,7 @@ TEST_F_TIMEOUT(pressure, contents, LONG)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		press(variant->mask, self->a.pid, self->b.pid, self->done);
 	}
-	for (i = 0; i < n || (!pressed(variant->mask, self->done) && i < 100 * n); i++) {
+	for (i = 0; i < n || (!pressed(variant->mask, self->done) && time(NULL) < until); i++) {
 		int from = rand_r(&state) % 3, to = rand_r(&state) % 3;
 		/* A part of a second time, in place, as often as not */
 		int again = rand_r(&state) % 2;
@@ -1320,13 +1321,16 @@ TEST_F_TIMEOUT(pressure, contents, LONG)
 	}
 	EXPECT_TRUE(pressed(variant->mask, self->done));
 	/*
-	 * Now that nobody writes, what is the same is merged within some scans;
-	 * it has to be there for that, and not swapped out.
+	 * Now that nobody writes, and nothing presses, what is the same is merged
+	 * within some scans; it has to be there for that, and not swapped out.
 	 */
+	kill(self->pid, SIGKILL);
+	waitpid(self->pid, NULL, 0);
+	self->pid = 0;
 	if (variant->mask & 1U << P_KSM) {
 		same.addr = SRC + nr * page_size();
-		scans = ksm_number("full_scans") + 200;
-		for (i = 0; !ksm_number("pages_sharing") && ksm_number("full_scans") < scans; i++)
+		until = time(NULL) + 300;
+		for (i = 0; !ksm_number("pages_sharing") && time(NULL) < until; i++)
 			EXPECT_EQ(-1, peer_call(p[i % 3], op_check_same, &same, sizeof(same)));
 		EXPECT_LT(0, ksm_number("pages_sharing"));
 	}

@@ -352,7 +352,7 @@ TEST_F(refresh, guards)
 	EXPECT_REFRESHED();
 }
 
-TEST_F_TIMEOUT(refresh, swapped_out, 120)
+TEST_F(refresh, swapped_out)
 {
 	const char *reason = swap_missing();
 	int i;
@@ -369,7 +369,7 @@ TEST_F_TIMEOUT(refresh, swapped_out, 120)
 	ASSERT_EQ(0, again(self));
 	ASSERT_TRUE(same(_metadata, self));
 	/* And these by both mappings. */
-	for (i = 0; i < 50 && !pages_swapped(self->dst, self->d, self->npages); i++)
+	for (i = 0; i < 1000 && !pages_swapped(self->dst, self->d, self->npages); i++)
 		cgroup_reclaim("16M");
 	EXPECT_LT(0, pages_swapped(self->dst, self->d, self->npages));
 	ASSERT_EQ(0, peer_stamp(self->dst, self->d, self->npages, 3, 7, 3));
@@ -464,7 +464,7 @@ TEST_F(refresh, forked_when_lazily_freed)
  * To and fro, while the pages move between the nodes: of two mappings, it is
  * sometimes the destination's that migration comes to first.
  */
-TEST_F_TIMEOUT(refresh, migrated, 120)
+TEST_F(refresh, migrated)
 {
 	struct peer *peers[] = { self->src, self->dst };
 	unsigned long addrs[] = { self->s, self->d };

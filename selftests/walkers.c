@@ -201,7 +201,7 @@ static bool in_folio_of(unsigned long pfn, int order)
 	       !(kpageflags(last + 1) & KPF_COMPOUND_TAIL);
 }
 
-static int fresh(struct cell *c, struct peer *p, unsigned long addr)
+static int try_fresh(struct cell *c, struct peer *p, unsigned long addr)
 {
 	size_t i;
 
@@ -224,6 +224,20 @@ static int fresh(struct cell *c, struct peer *p, unsigned long addr)
 		if (!in_folio_of(proc_pfn(p->pid, addr + i * ps),
 				 __builtin_ctzl(c->k->folio_pages)))
 			return -1;
+	return 0;
+}
+
+static int fresh(struct cell *c, struct peer *p, unsigned long addr)
+{
+	int try;
+
+	/* Large folios may have to be made first. */
+	for (try = 0; try_fresh(c, p, addr); try++) {
+		if (try == TRIES)
+			return -1;
+		peer_munmap(p, addr, c->len);
+		usleep(100000);
+	}
 	return 0;
 }
 
@@ -597,15 +611,16 @@ static long now_ms(void)
 }
 
 /* Wait for something that others do, for as long as that may take. */
-#define PATIENCE	60000L	/* ms */
+#define PATIENCE	120000L	/* ms */
 #define WAIT_FOR(_cond)	WAIT_MS(PATIENCE, _cond)
 #define WAIT_MS(_ms, _cond) ({						\
 	long _until = now_ms() + (_ms);					\
 	bool _done;							\
 									\
+	/* Whoever was not let run for long has another look. */	\
 	while (!(_done = (_cond)) && now_ms() < _until)			\
 		usleep(1000);						\
-	_done;								\
+	_done || (_cond);						\
 })
 
 /* Pages on their way to the LRU lists cannot be isolated. */
@@ -875,7 +890,7 @@ static bool block_offline(unsigned long block)
 	sigaction(SIGUSR1, &sa, NULL);
 	pid = fork();
 	if (!pid) {
-		for (sleep(10); getppid() == parent; usleep(100000))
+		for (sleep(30); getppid() == parent; usleep(100000))
 			kill(parent, SIGUSR1);
 		_exit(0);
 	}
@@ -1590,8 +1605,10 @@ static void walk_collapse(struct cell *c)
 		if (!can_be_huge(c, pl))
 			continue;
 		n++;
-		WANT(!peer_madvise(pl->p, pl->addr, c->len, MADV_COLLAPSE), "MADV_COLLAPSE: %s",
-		     strerror(errno));
+		/* Not while someone holds one of the pages for a moment */
+		WANT(WAIT_FOR(({ drain(); !peer_madvise(pl->p, pl->addr, c->len,
+							 MADV_COLLAPSE); })),
+		     "MADV_COLLAPSE: %s", strerror(errno));
 		WANT(is_huge(pl->p->pid, pl->addr, c->len), "place %td did not collapse",
 		     pl - c->place);
 		check_contents(c);
@@ -1611,6 +1628,7 @@ static void walk_khugepaged(struct cell *c)
 	NEED(split_place(&c->place[0], 0), "not split");
 	NEED(!setting_write(THP "khugepaged/max_ptes_shared", "511") &&
 	     !setting_write(THP "khugepaged/pages_to_scan", "100000") &&
+	     !setting_write(THP "khugepaged/alloc_sleep_millisecs", "100") &&
 	     !setting_write(THP "khugepaged/scan_sleep_millisecs", "10"), "no khugepaged");
 	for_each_place(pl) {
 		if (!can_be_huge(c, pl))
@@ -2159,7 +2177,7 @@ static void run_some(const struct situation *s, const struct kind *k, struct rep
 	size_t at = r->at;
 	struct cell c;
 
-	alarm(400);
+	alarm(1200);
 	remarks = &r->remarks[at];
 	set_up(&c, s, k);
 	for (; at < NR_WALKERS; at++) {
@@ -2167,7 +2185,7 @@ static void run_some(const struct situation *s, const struct kind *k, struct rep
 			continue;
 		r->at = at;
 		remarks = &r->remarks[at];
-		alarm(400);
+		alarm(1200);
 		if (!c.failed)
 			walkers[at].walk(&c);
 		r->ok[at] = !c.failed;
@@ -2319,6 +2337,7 @@ static void __attribute__((constructor)) prepare(void)
 	setting_save(THP "enabled");
 	setting_save(THP "defrag");
 	setting_save(THP "khugepaged/scan_sleep_millisecs");
+	setting_save(THP "khugepaged/alloc_sleep_millisecs");
 	setting_save(THP "khugepaged/pages_to_scan");
 	setting_save(THP "khugepaged/max_ptes_shared");
 	setting_save(pmd_enabled);
