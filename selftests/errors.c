@@ -655,6 +655,9 @@ TEST_F(errors, enomem_rlimit_as)
 	/* One that replaces what is there needs no more. */
 	EXPECT_OK(PIDFD_SELF, SRC, other, DST, self->len, 0);
 	EXPECT_OK(PIDFD_SELF, SRC, other, hole, self->len - self->ps, 0);
+	/* Nor does one that only makes it writable. */
+	ASSERT_EQ(0, peer_mprotect(&self->child, DST, self->len, PROT_READ));
+	EXPECT_OK(PIDFD_SELF, SRC, other, DST, self->len, 0);
 	ASSERT_EQ(0, prlimit(self->child.pid, RLIMIT_AS, &old, NULL));
 	EXPECT_OK(PIDFD_SELF, SRC, other, hole, self->len, 0);
 }
@@ -741,7 +744,7 @@ static long op_mlockall(void *arg)
 	return mlockall(MCL_FUTURE);
 }
 
-TEST_F(errors, eagain_mcl_future)
+TEST_F(errors, enomem_mcl_future)
 {
 	unsigned long hole = ARENA + (1UL << 30);
 	struct dput_arg arg = { PIDFD_SELF, SRC, PIDFD_SELF, hole, 2 * self->ps, 0 };
@@ -756,7 +759,7 @@ TEST_F(errors, eagain_mcl_future)
 	ASSERT_EQ(0, peer_call(&caller, op_mlockall, NULL, 0));
 	arg.len = self->len;
 	EXPECT_EQ(-1, peer_call(&caller, op_dput, &arg, sizeof(arg)));
-	EXPECT_EQ(EAGAIN, errno);
+	EXPECT_EQ(ENOMEM, errno);
 	EXPECT_EQ(0, proc_mapped(caller.pid, hole, self->len));
 	/* Within its limit, and locked */
 	arg.len = 2 * self->ps;
