@@ -2289,6 +2289,8 @@ static void run_group(const struct situation *s, const struct kind *k, struct re
 			run_some(s, k, r);
 		waitpid(pid, &status, 0);
 		blocks_online();
+		/* Or a walker that failed has left it off. */
+		setting_restore(LRU_GEN);
 		selected(s, k, &walkers[r->at]);
 		remarks = &r->remarks[r->at];
 		if (status) {
