@@ -31,6 +31,8 @@ static void __attribute__((constructor)) save_settings(void)
 
 struct call {
 	pid_t src, dst;		/* 0 is the caller */
+	unsigned long from;
+	size_t len;
 };
 
 static int open_process(pid_t pid)
@@ -43,7 +45,7 @@ static long op_call(void *arg)
 	struct call *c = arg;
 	int src = open_process(c->src), dst = open_process(c->dst), ret, err;
 
-	ret = sys_dput(src, SRC, dst, DST, NR * page_size(), 0);
+	ret = sys_dput(src, c->from, dst, DST + c->from % page_size(), c->len, 0);
 	err = errno;
 	if (src >= 0)
 		close(src);
@@ -59,8 +61,10 @@ static int copied(struct peer *caller, struct peer *src, struct peer *dst)
 	struct call c = {
 		.src = src == caller ? 0 : src->pid,
 		.dst = dst == caller ? 0 : dst->pid,
+		.from = SRC,
+		.len = NR * page_size(),
 	};
-	size_t len = NR * page_size();
+	size_t len = c.len;
 	long ret;
 
 	if (peer_fill(src, SRC, len, 1) || peer_fill(dst, DST, len, 2))
@@ -271,7 +275,7 @@ static long op_filter(void *arg)
 
 TEST_F(access, seccomp)
 {
-	struct call c = {};
+	struct call c = { .from = SRC, .len = NR * page_size() };
 
 	if (!yama_scope("0"))
 		SKIP(return, NO_SCOPE);
@@ -344,6 +348,68 @@ out:
 	peer_stop(&other);
 	peer_stop(&third);
 	close(fd);
+}
+
+#define LABEL	"/proc/self/attr/current"
+
+/*
+ * One that says no: Smack, to who has no rule for the file's label. That of a
+ * memfd is its maker's.
+ */
+TEST_F(access, files_refused)
+{
+	size_t page = page_size(), len = NR * page;
+	unsigned long files = DST + (1UL << 24);
+	struct peer *dsts[] = { &self->user, &self->child };
+	struct call c = {};
+	struct peer other;
+	char label[64];
+	int fd, i, edge;
+
+	if (!yama_scope("0"))
+		SKIP(return, NO_SCOPE);
+	if (access("/sys/fs/smackfs", F_OK) || setting_read(LABEL, label, sizeof(label)))
+		SKIP(return, "no security module that could refuse: Smack");
+	ASSERT_EQ(0, setting_write(LABEL, "dput"));
+	fd = file_open(MEMFD);
+	ASSERT_EQ(0, setting_write(LABEL, label));
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, len));
+	ASSERT_EQ(files, peer_mmap(&self->root, files, len, RW, MAP_PRIVATE | MAP_FIXED, fd));
+	close(fd);
+	ASSERT_EQ(0, peer_start(&other));
+	ASSERT_EQ(0, become(&other, USER));
+	ASSERT_EQ(0, peer_fill(&other, files, len - page, 3));
+
+	/* To itself or to another process; whole pages or with an edge at either end */
+	for (i = 0; i < 4; i++) {
+		edge = i & 1 ? 16 : 0;
+		c.src = other.pid;
+		c.dst = i & 2 ? self->child.pid : 0;
+		c.from = files + edge;
+		c.len = len - 2 * edge;
+		ASSERT_EQ(0, peer_fill(dsts[i / 2], DST, len, 2));
+		EXPECT_EQ(-1, peer_call(&self->user, op_call, &c, sizeof(c)));
+		EXPECT_EQ(EACCES, errno);
+		EXPECT_EQ(-1, peer_verify(dsts[i / 2], DST, len, 2));
+	}
+	/* Over an older copy, which is made by who may override that */
+	ASSERT_EQ(0, peer_dput(&other, files, &self->user, DST, len, 0));
+	ASSERT_EQ(0, peer_fill(&other, files, page, 4));
+	c.src = other.pid;
+	c.dst = 0;
+	c.from = files;
+	c.len = len;
+	EXPECT_EQ(-1, peer_call(&self->user, op_call, &c, sizeof(c)));
+	EXPECT_EQ(EACCES, errno);
+	EXPECT_EQ(-1, peer_verify(&self->user, DST, len - page, 3));
+	EXPECT_EQ(-1, peer_verify(&other, files, page, 4));
+	/* What it has already is nothing that it receives. */
+	c.src = 0;
+	c.dst = self->user.pid;
+	EXPECT_EQ(0, peer_call(&other, op_call, &c, sizeof(c)));
+	EXPECT_EQ(-1, peer_verify(&self->user, DST, page, 4));
+	peer_stop(&other);
 }
 
 /* The last one: there is no way back. */
