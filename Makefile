@@ -28,7 +28,7 @@ help:
 	@echo 'make sabotage   break the kernel on purpose: which test notices?'
 	@echo 'make stress     random operations and races with new seeds: SECONDS=N (3600) SEED=N ROUNDS=N'
 	@echo 'make bisect     is the kernel sound after each patch in turn? FIRST=N LAST=N limit it'
-	@echo 'make cross      compile what the series touches for every architecture: [ARCHES="NAME…"]'
+	@echo 'make cross      compile what the series touches, each architecture: [ARCHES="NAME…"]'
 	@echo 'make analyze    what sparse, clang, coccinelle and others find that the base has not'
 	@echo "make docs       the kernel's documentation, built by sphinx"
 	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes] [BASE_COMMIT=ID]'
