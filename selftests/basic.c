@@ -1161,6 +1161,46 @@ TEST_F(dput, high)
 #endif
 }
 
+/* The last pages that there are: what lies above them may be address 0. */
+TEST_F(dput, top)
+{
+#if __SIZEOF_LONG__ == 8
+	size_t ps = self->ps, len = 16 * ps, around = 24 * ps;
+	const unsigned long to = DST + around;
+	unsigned long top = 0;
+	struct peer probe;
+	int bits, i;
+
+	ASSERT_EQ(0, peer_start(&probe));
+	for (bits = 64; !top && bits > 32; bits--) {
+		top = (bits == 64 ? 0 : 1UL << bits) - ps - len;
+		if (peer_map(&probe, top, len, RW))
+			top = 0;
+	}
+	peer_stop(&probe);
+	ASSERT_NE(0, top);
+	MAP_FILLED(self->src, top, len, 1);
+	MAP_FILLED(self->dst, DST, around, 7);
+	MAP_FILLED(self->dst, to, len, 8);
+	MAP_FILLED(self->dst, to + len, around, 9);
+	/* The first time, and over an older copy */
+	for (i = 1; i < 4; i++) {
+		ASSERT_EQ(0, peer_dput(self->src, top, self->dst, to, len, 0));
+		EXPECT_EQ(-1, peer_verify(self->dst, DST, around, 7));
+		EXPECT_EQ(-1, peer_verify(self->dst, to, len, i));
+		EXPECT_EQ(-1, peer_verify(self->dst, to + len, around, 9));
+		EXPECT_EQ(-1, peer_verify(self->src, top, len, i));
+		ASSERT_EQ(0, peer_fill(self->src, top, len, i + 1));
+	}
+	/* And back */
+	ASSERT_EQ(0, peer_dput(self->dst, to, self->src, top, len - 8, 0));
+	EXPECT_EQ(-1, peer_verify(self->src, top, len - 8, 3));
+	EXPECT_EQ(-1, peer_verify(self->dst, to, len, 3));
+#else
+	SKIP(return, "mmap() ends far below");
+#endif
+}
+
 #ifdef __aarch64__
 
 #ifndef PROT_MTE

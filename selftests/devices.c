@@ -141,7 +141,10 @@ static long device_takes(struct peer *p, unsigned long addr, size_t npages)
 
 static void __attribute__((constructor)) prepare(void)
 {
-	if (dput_supported() && thp_size())
+	if (!dput_supported())
+		return;
+	cgroup_prepare();
+	if (thp_size())
 		setting_save(THP);
 }
 
@@ -181,6 +184,9 @@ FIXTURE_SETUP(devices)
 	self->npages = self->len / self->ps;
 	if (thp_size()) {
 		ASSERT_EQ(0, setting_write(THP, variant->huge ? "always" : "never"));
+	}
+	if (!cgroup_missing()) {
+		ASSERT_EQ(NULL, cgroup_enter());
 	}
 	peer_self(&self->me);
 	ASSERT_EQ(0, peer_start(&self->child));
@@ -324,6 +330,25 @@ TEST_F(devices, copy_goes_there)
 	ASSERT_EQ(0, peer_fill(self->dst, DST, self->len, 2));
 	EXPECT_FILLED(self->src, SRC, 1);
 	ASSERT_EQ(0, DPUT(0));
+	EXPECT_FILLED(self->dst, DST, 1);
+}
+
+/* What is there has no dirty bit. What the source gives up, it gives up for itself. */
+TEST_F(devices, given_up)
+{
+	int i;
+
+	if (cgroup_missing())
+		SKIP(return, "%s", cgroup_missing());
+	ASSERT_EQ(0, peer_madvise(self->src, SRC, self->len, MADV_FREE));
+	ASSERT_EQ(self->npages, device_takes(self->src, SRC, self->npages));
+	ASSERT_EQ(0, DPUT(0));
+	EXPECT_EQ(self->npages, device_has(self->dst, DST, self->npages));
+	EXPECT_FILLED(self->dst, DST, 1);
+	EXPECT_EQ(0, device_has(self->src, SRC, self->npages));
+	ASSERT_EQ(0, peer_madvise(self->src, SRC, self->len, MADV_FREE));
+	for (i = 0; i < 20; i++)
+		cgroup_reclaim("16M");
 	EXPECT_FILLED(self->dst, DST, 1);
 }
 

@@ -359,4 +359,26 @@ TEST_F_TIMEOUT(neighbours, over_old_mapping, SECONDS)
 	check_neighbours(_metadata, self, variant->untouched, true);
 }
 
+/* Mappings that become one when they are copied, and one with what comes after them */
+TEST(parts_and_what_follows)
+{
+	size_t half = 4 * page_size(), len = 2 * half;
+	struct peer me, a;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&me);
+	ASSERT_EQ(0, peer_start(&a));
+	ASSERT_EQ(0, peer_map(&me, AT(0), len, RW));
+	if (mlock2((void *)(AT(0) + half), half, MLOCK_ONFAULT)) {
+		peer_stop(&a);
+		SKIP(return, "mlock2(): %s", strerror(errno));
+	}
+	EXPECT_EQ(2, proc_count_vmas(me.pid, AT(0), AT(0) + len));
+	ASSERT_EQ(0, peer_map(&a, AT(1) + len, len, RW));
+	ASSERT_EQ(0, peer_dput(&me, AT(0), &a, AT(1), len, 0));
+	EXPECT_EQ(1, proc_count_vmas(a.pid, AT(1), AT(1) + 2 * len));
+	peer_stop(&a);
+}
+
 TEST_HARNESS_MAIN

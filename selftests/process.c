@@ -884,4 +884,90 @@ TEST_F(killed, one_page)
 	}
 }
 
+#if __SIZEOF_LONG__ == 8
+
+/* Far from what page tables reach so far, on s390 */
+#define HIGH		(DST + (1UL << 43))
+#define HIGH_PAGES	1024
+
+struct forker {
+	bool stop;
+	long forks;
+};
+
+/* Fork until told to stop: each child has all that was put there, or nothing. */
+static int fork_until(volatile struct forker *f)
+{
+	size_t len = HIGH_PAGES * page_size(), i;
+	unsigned char vec[HIGH_PAGES];
+	bool last;
+	pid_t pid;
+	int status;
+
+	do {
+		last = f->stop;
+		f->forks++;
+		pid = fork();
+		if (!pid) {
+			if (mincore((void *)HIGH, len, vec))
+				_exit(last);
+			for (i = 0; i < len; i += page_size())
+				if (*(volatile char *)(HIGH + i) != 0x5a)
+					_exit(2);
+			_exit(0);
+		}
+		if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
+			return 1;
+	} while (!last);
+	return 0;
+}
+
+/*
+ * A process forks while another one gives it memory where it had none: fork() copies
+ * what it knows of its address space before it locks that.
+ */
+TEST(forks_meanwhile)
+{
+	size_t ps = page_size(), len = HIGH_PAGES * ps, i;
+	long round, rounds = iterations(20);
+	struct peer me, probe;
+	volatile struct forker *f;
+	int status, pidfd;
+	pid_t pid;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	ASSERT_EQ(0, peer_start(&probe));
+	status = peer_map(&probe, HIGH, len, RW);
+	peer_stop(&probe);
+	if (status)
+		SKIP(return, "no address is so high");
+	peer_self(&me);
+	/* Many mappings take long to look at. */
+	ASSERT_EQ(0, peer_map(&me, SRC, len, RW));
+	memset((void *)SRC, 0x5a, len);
+	for (i = 0; i < len; i += 2 * ps)
+		ASSERT_EQ(0, mprotect((void *)(SRC + i), ps, PROT_READ));
+	f = mmap(NULL, ps, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, f);
+	for (round = 0; round < rounds; round++) {
+		f->stop = false;
+		f->forks = 0;
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid)
+			_exit(fork_until(f));
+		pidfd = sys_pidfd_open(pid, 0);
+		while (f->forks <= round % 4)
+			sched_yield();
+		EXPECT_EQ(0, sys_dput(PIDFD_SELF, SRC, pidfd, HIGH, len, 0));
+		f->stop = true;
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		EXPECT_EQ(0, status);
+		close(pidfd);
+	}
+}
+
+#endif
+
 TEST_HARNESS_MAIN

@@ -718,6 +718,125 @@ TEST_F(ksm, unmerge)
 	EXPECT_TRUE(ksm_check(s, s->share[2].p, s->share[2].addr));
 }
 
+/*
+ * Everything is unmerged, process by process, and pages of one whose turn is still to
+ * come are copied to one that has had it.
+ */
+FIXTURE(ksm_all)
+{
+	struct peer first, between, last;
+	size_t ps, len, many;
+};
+
+FIXTURE_VARIANT(ksm_all)
+{
+	bool older;		/* over an older copy, which has been unmerged */
+};
+
+FIXTURE_VARIANT_ADD(ksm_all, fresh) {};
+FIXTURE_VARIANT_ADD(ksm_all, older) { .older = true };
+
+FIXTURE_SETUP(ksm_all)
+{
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	if (ksm_missing())
+		SKIP(return, "%s", ksm_missing());
+	self->ps = page_size();
+	self->len = 16 * self->ps;
+	self->many = 4096 * self->ps;
+	ASSERT_EQ(0, peer_start(&self->first));
+	ASSERT_EQ(0, peer_start(&self->between));
+	ASSERT_EQ(0, peer_start(&self->last));
+}
+
+FIXTURE_TEARDOWN(ksm_all)
+{
+	setting_write(KSM "run", "0");
+	peer_kill(&self->first);
+	peer_kill(&self->between);
+	peer_kill(&self->last);
+}
+
+static long ksm_merging(pid_t pid)
+{
+	char path[64], line[128];
+	long n = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/ksm_stat", pid);
+	f = fopen(path, "r");
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "ksm_merging_pages %ld", &n) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return n;
+}
+
+/* Pages that are all the same */
+static long op_same(void *arg)
+{
+	unsigned long *a = arg;
+
+	memset((void *)a[0], 0x5a, a[1]);
+	return 0;
+}
+
+static int map_same(struct peer *p, unsigned long addr, size_t len)
+{
+	unsigned long arg[2] = { addr, len };
+
+	return peer_map(p, addr, len, RW) || peer_call(p, op_same, arg, sizeof(arg)) ||
+	       peer_madvise(p, addr, len, MADV_MERGEABLE);
+}
+
+static size_t ksm_pages(struct peer *p, unsigned long addr, size_t len)
+{
+	size_t n = 0, at;
+
+	for (at = 0; at < len; at += page_size())
+		n += !!(kpageflags(proc_pfn(p->pid, addr + at)) & KPF_KSM);
+	return n;
+}
+
+TEST_F_TIMEOUT(ksm_all, unmerged, 600)
+{
+	unsigned long from = ARENA, there = ARENA, to = ARENA + 3 * self->len;
+	pid_t unmerger;
+	bool hit = false;
+	int round, status;
+
+	/* They have their turns in the order in which they come to KSM. */
+	ASSERT_EQ(0, setting_write(KSM "run", "0"));
+	ASSERT_EQ(0, map_same(&self->first, there, self->len));
+	ASSERT_EQ(0, map_same(&self->between, ARENA, self->many));
+	ASSERT_EQ(0, map_same(&self->last, from, self->len));
+	for (round = 0; round < 20 && !hit; round++) {
+		ASSERT_EQ(0, ksm_scan());
+		if (variant->older) {
+			ASSERT_EQ(0, peer_dput(&self->last, from, &self->first, to,
+					       self->len, 0));
+		}
+		ASSERT_LT(0, ksm_merging(self->first.pid));
+		ASSERT_LT(0, ksm_merging(self->last.pid));
+		unmerger = fork();
+		ASSERT_LE(0, unmerger);
+		if (!unmerger)
+			_exit(!!setting_write(KSM "run", "2"));
+		while (ksm_merging(self->first.pid) > 0)
+			;
+		ASSERT_EQ(0, peer_dput(&self->last, from, &self->first, to, self->len, 0));
+		hit = ksm_merging(self->last.pid) > 0;
+		ASSERT_EQ(unmerger, waitpid(unmerger, &status, 0));
+		ASSERT_EQ(0, status);
+		EXPECT_EQ(0, ksm_pages(&self->last, from, self->len));
+		EXPECT_EQ(0, ksm_pages(&self->first, there, self->len));
+		EXPECT_EQ(0, ksm_pages(&self->first, to, self->len));
+	}
+	EXPECT_TRUE(hit);
+}
+
 /* A copy of a mergeable range is merged too, in a process new to KSM. */
 TEST_F(ksm, copy_is_scanned)
 {
