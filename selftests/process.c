@@ -10,6 +10,7 @@
 
 #include "kselftest_harness.h"
 #include <linux/fs.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -28,8 +29,17 @@
 #define SRC		(ARENA + 64 * page_size())
 #define DST		(ARENA + (1UL << 28) + 7 * page_size())
 
+/* What this program does when a test executes it: "exit", or "pause" until it is killed */
+#define EXECUTED	"DPUT_PROCESS_EXECUTED"
+
 static void __attribute__((constructor)) prepare(void)
 {
+	char *executed = getenv(EXECUTED);
+
+	while (executed && !strcmp(executed, "pause"))
+		pause();
+	if (executed)
+		_exit(0);
 	cgroup_prepare();
 }
 
@@ -353,6 +363,131 @@ static const char *freeze(int fd, int tell[2], pid_t *thaw)
 	if (*thaw < 0)
 		ioctl(fd, FITHAW, 0);
 	return NULL;
+}
+
+/* Processes that execute another program */
+
+static char *exec_argv[] = { "process", NULL };
+
+/* Where execve() stops for a tracer the new memory is complete, and nobody runs in it. */
+TEST(stopped_in_execve)
+{
+	char *envp[] = { EXECUTED "=exit", NULL };
+	size_t len = 2 * page_size();
+	int status, pidfd;
+	struct peer me;
+	pid_t pid;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&me);
+	ASSERT_EQ(0, peer_map(&me, SRC, len, RW));
+	ASSERT_EQ(0, peer_fill(&me, SRC, len, 1));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+		raise(SIGSTOP);
+		execve("/proc/self/exe", exec_argv, envp);
+		_exit(1);
+	}
+	pidfd = sys_pidfd_open(pid, 0);
+	ASSERT_LE(0, pidfd);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFSTOPPED(status));
+	ASSERT_EQ(0, ptrace(PTRACE_SETOPTIONS, pid, NULL, PTRACE_O_TRACEEXEC));
+	ASSERT_EQ(0, ptrace(PTRACE_CONT, pid, NULL, NULL));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_EQ(SIGTRAP | PTRACE_EVENT_EXEC << 8, status >> 8);
+
+	EXPECT_EQ(0, sys_dput(PIDFD_SELF, SRC, pidfd, SRC, len, 0) ? errno : 0);
+	EXPECT_EQ(0, sys_dput(pidfd, SRC, PIDFD_SELF, DST, len, 0) ? errno : 0);
+	EXPECT_EQ(-1, peer_verify(&me, DST, len, 1));
+
+	ASSERT_EQ(0, ptrace(PTRACE_DETACH, pid, NULL, NULL));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	close(pidfd);
+}
+
+/* Where the one that leaves waits to be told, and what says that it has left */
+static int leave_wait[2], leave_done[2];
+
+static int leave_main(void *arg)
+{
+	char *envp[] = { EXECUTED "=pause", NULL };
+	char c;
+
+	if (read(leave_wait[0], &c, 1) == 1)
+		execve("/proc/self/exe", exec_argv, envp);
+	return 1;
+}
+
+static void *put_partial(void *arg)
+{
+	struct job *job = arg;
+	size_t half = page_size() / 2;
+
+	job->err = sys_dput(PIDFD_SELF, SRC + half, job->dst_fd, DST + half, 3 * half, 0) ?
+		   errno : 0;
+	return NULL;
+}
+
+/*
+ * The call waits for a page fault, and meanwhile the destination, which was one of
+ * two processes with one address space, executes another program: its limits and
+ * capabilities are those of somebody else now.
+ */
+TEST(leaves_by_execve)
+{
+	size_t ps = page_size(), len = 2 * ps;
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = {
+		.range = { SRC, ps }, .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct uffdio_zeropage zero = { .range = { SRC, ps } };
+	struct job job = { .err = -1 };
+	struct uffd_msg msg;
+	pthread_t thread;
+	struct peer me;
+	pid_t pid;
+	int uffd;
+	char c;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	if (uffd < 0)
+		SKIP(return, "userfaultfd: %s", strerror(errno));
+	peer_self(&me);
+	ASSERT_EQ(0, peer_map(&me, SRC, len, RW));
+	ASSERT_EQ(0, peer_map(&me, DST, len, RW));
+	ASSERT_EQ(0, peer_fill(&me, DST, len, 1));
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_API, &api));
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_REGISTER, &reg));
+	ASSERT_EQ(0, pipe2(leave_wait, O_CLOEXEC));
+	ASSERT_EQ(0, pipe2(leave_done, O_CLOEXEC));
+	pid = clone(leave_main, share_stack + sizeof(share_stack), CLONE_VM | SIGCHLD, NULL);
+	ASSERT_LT(0, pid);
+	close(leave_done[1]);
+	job.dst_fd = sys_pidfd_open(pid, 0);
+	ASSERT_LE(0, job.dst_fd);
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, put_partial, &job));
+	ASSERT_EQ(sizeof(msg), read(uffd, &msg, sizeof(msg)));
+	ASSERT_EQ(UFFD_EVENT_PAGEFAULT, msg.event);
+	ASSERT_EQ(1, write(leave_wait[1], "", 1));
+	/* Closed by execve() */
+	ASSERT_EQ(0, read(leave_done[0], &c, 1));
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	EXPECT_EQ(EAGAIN, job.err);
+	EXPECT_EQ(-1, peer_verify(&me, DST, len, 1));
+	kill(pid, SIGKILL);
+	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+	close(job.dst_fd);
+	close(uffd);
 }
 
 /*

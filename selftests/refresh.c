@@ -8,6 +8,7 @@
 #include "kselftest_harness.h"
 #include <linux/mman.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include "dput_util.h"
 
 #define THP	"/sys/kernel/mm/transparent_hugepage/"
@@ -635,6 +636,89 @@ TEST(page_tables)
 		}
 	}
 	peer_stop(&child);
+}
+
+/* Memory that is next to what is copied, to be read when told */
+struct neighbours {
+	char *places[2];
+	unsigned int delay;
+	int go;
+};
+
+static void *read_neighbours(void *arg)
+{
+	struct neighbours *n = arg;
+	unsigned int i;
+
+	while (!__atomic_load_n(&n->go, __ATOMIC_ACQUIRE))
+		;
+	for (i = 0; i < n->delay; i++)
+		__asm__ volatile("" : : : "memory");
+	for (i = 0; i < 2; i++)
+		if (*(volatile char *)n->places[i])
+			return arg;
+	return NULL;
+}
+
+/*
+ * There is no page table for the first part of the range, on either side, until
+ * page faults right before it bring one to both. What lies behind such a table
+ * in the machine's memory is none of the copy's: a kernel with CONFIG_DEBUG_VM
+ * complains.
+ */
+TEST(neighbours_fault)
+{
+	const size_t ps = page_size(), near = 128 * ps;
+	/* At least what an entry two levels above the pages is about */
+	const unsigned long part = 1UL << 31;
+	const unsigned long src = ARENA_END, dst = src + 2 * part;
+	const size_t len = part - near + 2 * ps;
+	const unsigned long touched = part - near + ps;
+	unsigned int round, rounds = 200;
+	struct peer me;
+	char *s, *d;
+
+	if (!dput_supported())
+		SKIP(return, "no dput()");
+	if (sizeof(long) == 4)
+		SKIP(return, "the address space is too small for a part with no page table");
+	if (ps > 4096)
+		SKIP(return, "such a part may be larger than the address space");
+	peer_self(&me);
+	for (round = 0; round < rounds; round++) {
+		struct neighbours n = {
+			.places = { (char *)src, (char *)dst },
+			.delay = round * 64,
+		};
+		pthread_t thread;
+		void *wrong;
+		int i, err;
+
+		for (i = 0; i < 2; i++)
+			ASSERT_EQ(n.places[i], mmap(n.places[i], near, PROT_READ,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+		s = n.places[0] + near;
+		d = n.places[1] + near;
+		ASSERT_EQ(s, mmap(s, len, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
+				  MAP_FIXED_NOREPLACE, -1, 0));
+		memset(s + touched, 1, ps);
+		ASSERT_EQ(0, peer_dput(&me, (long)s, &me, (long)d, len, 0));
+		memset(s + touched, 2, ps);
+
+		ASSERT_EQ(0, pthread_create(&thread, NULL, read_neighbours, &n));
+		__atomic_store_n(&n.go, 1, __ATOMIC_RELEASE);
+		err = peer_dput(&me, (long)s, &me, (long)d, len, 0);
+		ASSERT_EQ(0, pthread_join(thread, &wrong));
+		ASSERT_EQ(0, err);
+		ASSERT_EQ(NULL, wrong);
+		ASSERT_EQ(0, memcmp(s + touched, d + touched, ps));
+		ASSERT_EQ(2, d[touched]);
+		/* Nothing came to where there was nothing. */
+		for (i = 0; i < 512; i++)
+			ASSERT_EQ(0, d[i * ps]) TH_LOG("page %d", i);
+		for (i = 0; i < 2; i++)
+			ASSERT_EQ(0, munmap(n.places[i], near + len));
+	}
 }
 
 TEST_HARNESS_MAIN

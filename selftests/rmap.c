@@ -837,6 +837,59 @@ TEST_F_TIMEOUT(ksm_all, unmerged, 600)
 	EXPECT_TRUE(hit);
 }
 
+/*
+ * One page at very many places of a process. What looks for all of them may take
+ * time with their number, but not with its square, which these are enough to tell.
+ */
+FIXTURE(ksm_many)
+{
+	struct peer p;
+};
+
+FIXTURE_SETUP(ksm_many)
+{
+	const char *reason = why_not();
+
+	if (reason || ksm_missing())
+		SKIP(return, "%s", reason ?: ksm_missing());
+	ASSERT_EQ(0, peer_start(&self->p));
+}
+
+FIXTURE_TEARDOWN(ksm_many)
+{
+	setting_write(KSM "run", "0");
+	peer_kill(&self->p);
+}
+
+TEST_F_TIMEOUT(ksm_many, migrate, 120)
+{
+	const size_t ps = page_size(), places = 8000;
+	const unsigned long to = ARENA + 16 * ps;
+	struct peer *p = &self->p;
+	uint64_t pfn;
+	size_t i;
+
+	if (no_nodes())
+		SKIP(return, "%s", no_nodes());
+	ASSERT_EQ(0, map_same(p, ARENA, 2 * ps));
+	ASSERT_EQ(0, ksm_scan());
+	ASSERT_EQ(2, ksm_pages(p, ARENA, 2 * ps));
+	/* None of them next to another one. */
+	for (i = 0; i < places; i++)
+		ASSERT_EQ(0, peer_dput(p, ARENA, p, to + 2 * i * ps, ps, 0));
+	ASSERT_EQ(0, ksm_scan());
+	/* It knows each of them. */
+	ASSERT_LE((long)places, ksm_merging(p->pid));
+
+	pfn = proc_pfn(p->pid, ARENA);
+	ASSERT_EQ(0, page_move(p, to + places * ps));
+	ASSERT_NE(pfn, proc_pfn(p->pid, ARENA));
+	pfn = proc_pfn(p->pid, ARENA);
+	for (i = 0; i < places; i++)
+		ASSERT_EQ(pfn, proc_pfn(p->pid, to + 2 * i * ps)) TH_LOG("place %zu", i);
+	ASSERT_EQ(pfn, proc_pfn(p->pid, ARENA + ps));
+}
+
 /* A copy of a mergeable range is merged too, in a process new to KSM. */
 TEST_F(ksm, copy_is_scanned)
 {
