@@ -3,7 +3,7 @@
 
 export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB BENCH
 export ARCHES CONFIGS DPUT_CACHE DPUT_BUILD DPUT_MIRROR
-export SENDER VERSION RFC BASE_COMMIT SINCE BASE CONFIG_FILE
+export SENDER VERSION RFC BASE_COMMIT REPOSITORY SINCE BASE CONFIG_FILE
 
 # What make test-all runs: targets, with variables after colons. Those after the first
 # line take hours each where there is no KVM.
@@ -13,7 +13,7 @@ TEST_ALL := test check:BASE=newest analyze docs image regress sabotage bisect be
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check regress shell sabotage apply export clean distclean
-.PHONY: bisect mbox series-diff analyze docs image deb test-all stress cross
+.PHONY: test-names bisect mbox series-diff analyze docs image deb test-all stress cross
 .PHONY: bench bench-compare bench-docs
 
 help:
@@ -31,7 +31,7 @@ help:
 	@echo 'make cross      compile what the series touches, each architecture: [ARCHES="NAME…"]'
 	@echo 'make analyze    what sparse, clang, coccinelle and others find that the base has not'
 	@echo "make docs       the kernel's documentation, built by sphinx"
-	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes] [BASE_COMMIT=ID]'
+	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes] [BASE_COMMIT=ID] [REPOSITORY=URL]'
 	@echo 'make series-diff  what changed in the series: SINCE=TAG'
 	@echo 'make bench      what the call costs, and what else would do the same; BENCH=targets: only that'
 	@echo 'make bench-compare  is any instruction count 1 % above Documentation/bench/baseline.tsv?'
@@ -72,8 +72,11 @@ initramfs: build
 run: initramfs
 	@qemu/run
 
-test: initramfs
+test: test-names initramfs
 	@qemu/test
+
+test-names:
+	@qemu/test --names
 
 check: prepare
 	@qemu/check

@@ -58,6 +58,11 @@ unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL O V CROSS_COMPILE CC CFLAGS LDFLA
 say() { printf '%s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
+[[ $JOBS =~ ^[1-9][0-9]*$ ]] || die "JOBS=$JOBS: not a number of compilers"
+[[ $CONFIG == default || -f $repo/kernel-config/$CONFIG.config ]] ||
+	die "CONFIG=$CONFIG: there is no kernel-config/$CONFIG.config; there are: default$(
+		cd "$repo/kernel-config" && for f in *.config; do [[ " common $architectures " == *" ${f%.config} "* ]] || printf ' %s' "${f%.config}"; done)"
+
 # trait NAME DEFAULT: what the line "# dput: NAME=VALUE…" in CONFIG's fragment says of its guest.
 trait() {
 	local value=''
