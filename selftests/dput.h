@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
  * dput(2) for programs whose libc does not have it: dput() as the manual page
- * describes it, and what older kernel headers lack. Needs nothing but this file.
+ * describes it, and what older kernel headers lack. Needs nothing but this file, and
+ * what makes <unistd.h> declare syscall(): with -std=c99, -D_DEFAULT_SOURCE.
  */
 #ifndef DPUT_H
 #define DPUT_H

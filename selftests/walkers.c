@@ -877,6 +877,9 @@ static void interrupted(int sig)
 {
 }
 
+/* The block that is offline, and 1; shared with the parent */
+static unsigned long *offline_block;
+
 /*
  * Take a block offline. The kernel tries for as long as somebody holds a page there,
  * be it for good; a signal ends that.
@@ -895,22 +898,20 @@ static bool block_offline(unsigned long block)
 		_exit(0);
 	}
 	ok = block_write(block, "offline");
+	if (ok)
+		*offline_block = block + 1;
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
 	return ok;
 }
 
-/* What a walker that failed may have left offline */
-static void blocks_online(void)
+/* Also what a walker that failed has left offline */
+static bool block_online(void)
 {
-	unsigned long block;
-	char path[96], buf[64];
-
-	for (block = 0; block < 4096; block++) {
-		snprintf(path, sizeof(path), MEMORY "memory%lu/state", block);
-		if (!setting_read(path, buf, sizeof(buf)) && strstr(buf, "offline"))
-			block_write(block, "online_movable");
-	}
+	if (*offline_block && !block_write(*offline_block - 1, "online_movable"))
+		return false;
+	*offline_block = 0;
+	return true;
 }
 
 /*
@@ -959,8 +960,7 @@ static void walk_hotplug(struct cell *c)
 				WANT(new[j] / per_block != block, "page %zu is still there", j);
 				moved[j] |= old[j] / per_block == block;
 			}
-			WANT(block_write(block, "online_movable"), "block %lu stays offline",
-			     block);
+			WANT(block_online(), "block %lu stays offline", block);
 		}
 	}
 	check_all(c);
@@ -1671,6 +1671,7 @@ static void walk_ksm(struct cell *c)
 	unsigned long old[MAX_PAGES];
 	size_t all = c->npages;
 
+	HAVE(!ksm_missing(), ksm_missing());
 	NEED(!peer_map(&c->me, twin, n * ps, RW) &&
 	     !peer_madvise(&c->me, twin, n * ps, MADV_NOHUGEPAGE) &&
 	     !peer_stamp(&c->me, twin, n, 0, 1, 1) &&
@@ -2123,6 +2124,7 @@ struct report {
 	bool ok[NR_WALKERS], skipped[NR_WALKERS];
 	struct remarks remarks[NR_WALKERS];
 	struct poisoned poisoned;
+	unsigned long offline_block;
 };
 
 static const char *filter;
@@ -2195,7 +2197,8 @@ static void run_some(const struct situation *s, const struct kind *k, struct rep
 			break;
 	}
 	damon_off();
-	setting_write(KSM "run", "0");
+	if (!ksm_missing())
+		setting_write(KSM "run", "0");
 	peer_kill(&c.a);
 	peer_kill(&c.b);
 	peer_kill(&c.c);
@@ -2281,6 +2284,7 @@ static void run_group(const struct situation *s, const struct kind *k, struct re
 			break;
 		nr++;
 		poisoned = &r->poisoned;
+		offline_block = &r->offline_block;
 		/* A swapoff that failed half way */
 		swap_on();
 		fflush(stdout);
@@ -2288,7 +2292,7 @@ static void run_group(const struct situation *s, const struct kind *k, struct re
 		if (!pid)
 			run_some(s, k, r);
 		waitpid(pid, &status, 0);
-		blocks_online();
+		block_online();
 		/* Or a walker that failed has left it off. */
 		setting_restore(LRU_GEN);
 		selected(s, k, &walkers[r->at]);
@@ -2344,10 +2348,7 @@ static void __attribute__((constructor)) prepare(void)
 	setting_save(THP "khugepaged/max_ptes_shared");
 	setting_save(pmd_enabled);
 	setting_save(mthp_enabled);
-	setting_save(KSM "pages_to_scan");
-	setting_save(KSM "sleep_millisecs");
-	setting_save(KSM "smart_scan");
-	setting_save(KSM "run");
+	ksm_save();
 	setting_save(LRU_GEN);
 	setting_save("/proc/sys/kernel/numa_balancing");
 	setting_save("/proc/sys/vm/compaction_proactiveness");
@@ -2401,9 +2402,11 @@ int main(int argc, char **argv)
 	/* Pages are to be where they were put. */
 	setting_write("/proc/sys/kernel/numa_balancing", "0");
 	setting_write("/proc/sys/vm/compaction_proactiveness", "0");
-	setting_write(KSM "pages_to_scan", "1000");
-	setting_write(KSM "sleep_millisecs", "0");
-	setting_write(KSM "smart_scan", "0");
+	if (!ksm_missing()) {
+		setting_write(KSM "pages_to_scan", "1000");
+		setting_write(KSM "sleep_millisecs", "0");
+		setting_write(KSM "smart_scan", "0");
+	}
 	for (s = 0; s < NR_SITUATIONS; s++)
 		for (k = 0; k < NR_KINDS; k++) {
 			for (n = w = 0; w < NR_WALKERS; w++)
