@@ -419,6 +419,8 @@ static int leave_main(void *arg)
 	char *envp[] = { EXECUTED "=pause", NULL };
 	char c;
 
+	/* The test may end before it. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (read(leave_wait[0], &c, 1) == 1)
 		execve("/proc/self/exe", exec_argv, envp);
 	return 1;
@@ -447,6 +449,7 @@ TEST(leaves_by_execve)
 		.range = { SRC, ps }, .mode = UFFDIO_REGISTER_MODE_MISSING,
 	};
 	struct uffdio_zeropage zero = { .range = { SRC, ps } };
+	struct pollfd fault = { .events = POLLIN };
 	struct job job = { .err = -1 };
 	struct uffd_msg msg;
 	pthread_t thread;
@@ -457,9 +460,10 @@ TEST(leaves_by_execve)
 
 	if (!dput_supported())
 		SKIP(return, "dput() is not supported");
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (uffd < 0)
 		SKIP(return, "userfaultfd: %s", strerror(errno));
+	fault.fd = uffd;
 	peer_self(&me);
 	ASSERT_EQ(0, peer_map(&me, SRC, len, RW));
 	ASSERT_EQ(0, peer_map(&me, DST, len, RW));
@@ -475,10 +479,11 @@ TEST(leaves_by_execve)
 	ASSERT_LE(0, job.dst_fd);
 
 	ASSERT_EQ(0, pthread_create(&thread, NULL, put_partial, &job));
+	ASSERT_EQ(1, poll(&fault, 1, 60000));
 	ASSERT_EQ(sizeof(msg), read(uffd, &msg, sizeof(msg)));
 	ASSERT_EQ(UFFD_EVENT_PAGEFAULT, msg.event);
 	ASSERT_EQ(1, write(leave_wait[1], "", 1));
-	/* Closed by execve() */
+	/* Closed by execve(), and it says so when that is about to return. */
 	ASSERT_EQ(0, read(leave_done[0], &c, 1));
 	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
 	ASSERT_EQ(0, pthread_join(thread, NULL));
