@@ -890,7 +890,7 @@ TEST_F_TIMEOUT(ksm_many, migrate, 900)
 	for (i = 0; i < places; i++) {
 		ASSERT_EQ(0, peer_dput(p, ARENA, p, to + 2 * i * ps, ps, 0));
 		if (now_ms() - copied > 60000)
-			SKIP(return, "takes too long where each new mapping is checked against all");
+			SKIP(return, "each new mapping is checked against all others here");
 	}
 	copied = now_ms() - copied;
 	ASSERT_EQ(0, ksm_scan());
