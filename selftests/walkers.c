@@ -1258,6 +1258,17 @@ static bool idle_known(struct cell *c)
 	return true;
 }
 
+/* Pages may be on both nodes: those that are where they shall be do not move. */
+static bool idle_make_known(struct cell *c)
+{
+	size_t i;
+
+	for (i = 0; i < 2 && !idle_known(c); i++)
+		if (!move_place(&c->place[0], nodes[i]))
+			return false;
+	return idle_known(c);
+}
+
 /* false if there is a page, of those at @head, that did not become idle */
 static bool idle_set_all(struct cell *c, unsigned long *head)
 {
@@ -1311,9 +1322,7 @@ static void walk_idle(struct cell *c)
 
 	/* The multi-generational LRU takes note of an access, but not for page_idle. */
 	setting_write(LRU_GEN, "0");
-	NEED(idle_known(c) || move_place(&c->place[0], other_node(&c->place[0])),
-	     "cannot be moved");
-	NEED(idle_known(c), "no page_idle");
+	NEED(idle_make_known(c), "pages that page_idle does not tell about");
 	/* Others may use a page, too: by reading its memory, say. */
 	for_each_place(pl)
 		WANT(WAIT_FOR(!(wrong = idle_round(c, pl))), "%s, by place %td", wrong,
