@@ -721,4 +721,49 @@ TEST(neighbours_fault)
 	}
 }
 
+/*
+ * Ranges with no page table before a boundary of one, at the boundaries of all
+ * sizes that an architecture may have: what lies behind is refreshed nevertheless.
+ * The child is given it at the same address: most of these are free in both.
+ */
+TEST(behind_no_page_table)
+{
+	const size_t ps = page_size(), half = 8 * ps;
+	unsigned int shift, nr, places = 0;
+	struct peer me, child;
+
+	if (!dput_supported())
+		SKIP(return, "no dput()");
+	peer_self(&me);
+	ASSERT_EQ(0, peer_start(&child));
+	for (shift = __builtin_ctzl(ps) + 9; shift < 8 * sizeof(long) - 1; shift++) {
+		for (nr = 1; nr <= 3; nr++) {
+			const unsigned long at = nr * (1UL << shift);
+			const unsigned long from = at - half;
+			int i;
+
+			if (peer_map(&child, from, 2 * half, RW))
+				continue;
+			ASSERT_EQ(0, peer_munmap(&child, from, 2 * half));
+			if (peer_map(&me, from, 2 * half, RW))
+				continue;
+			places++;
+			ASSERT_EQ(0, peer_fill(&me, at, half, 1));
+			ASSERT_EQ(0, peer_dput(&me, from, &child, from, 2 * half, 0));
+			/* Changed in the source, and then in the copy */
+			for (i = 0; i < 2; i++) {
+				ASSERT_EQ(0, peer_fill(i ? &child : &me, at, half, 2 + i));
+				ASSERT_EQ(0, peer_dput(&me, from, &child, from, 2 * half, 0));
+				ASSERT_EQ(-1, peer_verify(&child, at, half, 2))
+					TH_LOG("behind %#lx", at);
+			}
+			ASSERT_EQ(0, peer_munmap(&me, from, 2 * half));
+			ASSERT_EQ(0, peer_munmap(&child, from, 2 * half));
+		}
+	}
+	/* At least those of 1 GiB */
+	EXPECT_LT(2, places);
+	peer_stop(&child);
+}
+
 TEST_HARNESS_MAIN
