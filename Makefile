@@ -9,7 +9,8 @@ export SENDER VERSION RFC BASE_COMMIT REPOSITORY SINCE BASE CONFIG_FILE
 # line take hours each where there is no KVM.
 TEST_ALL := test check:BASE=newest analyze docs image regress sabotage bisect bench-compare \
 	test:CONFIG=debug test:CONFIG=kcsan stress cross deb \
-	test:ARCH=i386 test:ARCH=arm64 test:ARCH=arm64:CONFIG=64k test:ARCH=riscv64 test:ARCH=s390x
+	test:ARCH=i386 test:ARCH=i386:CONFIG=pae test:ARCH=arm64 test:ARCH=arm64:CONFIG=64k \
+	test:ARCH=arm64:CONFIG=va39 test:ARCH=arm64:CONFIG=va48 test:ARCH=riscv64 test:ARCH=s390x
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check regress shell sabotage apply export clean distclean
