@@ -293,11 +293,15 @@ static void *put(void *arg)
 	return NULL;
 }
 
+static int may_change;
+
 static void *change(void *arg)
 {
 	struct job *job = arg;
 
 	__atomic_store_n(&job->tid, syscall(SYS_gettid), __ATOMIC_RELEASE);
+	while (!__atomic_load_n(&may_change, __ATOMIC_ACQUIRE))
+		sched_yield();
 	madvise((void *)job->dst, page_size(), MADV_DONTDUMP);
 	return NULL;
 }
@@ -327,6 +331,12 @@ static long op_change(void *arg)
 	static struct job job;
 
 	return start_thread(&job, arg, change);
+}
+
+static long op_may_change(void *arg)
+{
+	__atomic_store_n(&may_change, 1, __ATOMIC_RELEASE);
+	return 0;
 }
 
 /*
@@ -588,7 +598,7 @@ TEST(killed_while_a_probe_waits)
 	int waiting, seen = -1, *calls;
 	const char *why;
 	struct peer other;
-	long tid;
+	long tid, changer;
 	char c;
 
 	if (!dput_supported())
@@ -635,15 +645,18 @@ TEST(killed_while_a_probe_waits)
 	}
 	ASSERT_LT(0, thaw);
 
-	/* A page fault, with the mapping's lock, and with the mm's what waits for that */
+	/*
+	 * A page fault, with the mapping's lock, and with the mm's what waits for
+	 * that. Or the fault has the mm's: then no thread could be started any more.
+	 */
+	changer = peer_call(&other, op_change, &job, sizeof(job));
+	EXPECT_LT(0, changer);
 	tid = peer_call(&other, op_store, &job, sizeof(job));
 	EXPECT_LT(0, tid);
 	while (tid > 0 && !thread_waits(other.pid, tid))
 		sched_yield();
-	job.tid = 0;
-	tid = peer_call(&other, op_change, &job, sizeof(job));
-	EXPECT_LT(0, tid);
-	while (tid > 0 && !thread_waits(other.pid, tid))
+	EXPECT_EQ(0, peer_call(&other, op_may_change, NULL, 0));
+	while (changer > 0 && !thread_waits(other.pid, changer))
 		sched_yield();
 	EXPECT_EQ(1, write(go[1], "", 1));
 	while (!__atomic_load_n(calls, __ATOMIC_RELAXED) && !poll(&end, 1, 0))
