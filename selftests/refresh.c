@@ -172,19 +172,6 @@ static bool isolated(struct __test_metadata *_metadata, FIXTURE_DATA(refresh) * 
 	ASSERT_TRUE(same(_metadata, self));				\
 } while (0)
 
-/* NULL if madvise() gives huge pages from now on, or the reason why not */
-static const char *huge_pages(void)
-{
-	if (!thp_size())
-		return "no transparent huge pages";
-	if (setting_write(THP "enabled", "madvise"))
-		return "cannot change the settings of huge pages: needs root";
-	setting_write(THP "defrag", "always");
-	setting_write(THP "khugepaged/defrag", "0");
-	setting_write(pmd_enabled, "inherit");
-	return NULL;
-}
-
 FIXTURE_SETUP(refresh)
 {
 	struct file_arg file;
@@ -200,9 +187,13 @@ FIXTURE_SETUP(refresh)
 	self->s = SRC + SMALL_OFFSET * self->ps;
 	self->d = DST + SMALL_OFFSET * self->ps;
 	if (variant->kind == HUGE) {
-		reason = huge_pages();
-		if (reason)
-			SKIP(return, "%s", reason);
+		if (!thp_size())
+			SKIP(return, "no transparent huge pages");
+		if (setting_write(THP "enabled", "madvise"))
+			SKIP(return, "cannot change the settings of huge pages: needs root");
+		setting_write(THP "defrag", "always");
+		setting_write(THP "khugepaged/defrag", "0");
+		setting_write(pmd_enabled, "inherit");
 		self->npages = 2 * thp_size() / self->ps;
 		self->s = SRC;
 		self->d = DST;
@@ -773,59 +764,6 @@ TEST(behind_no_page_table)
 	/* At least those of 1 GiB */
 	EXPECT_LT(2, places);
 	peer_stop(&child);
-}
-
-static void *reclaim(void *arg)
-{
-	cgroup_reclaim("8M");
-	return NULL;
-}
-
-/*
- * The destination has put a huge page of its own into the copy and given it up,
- * but somebody uses it: reclaim takes its entry away, and then puts it back.
- */
-TEST(reclaimed_meanwhile)
-{
-	const size_t len = thp_size(), ps = page_size();
-	const char *reason = cgroup_enter();
-	char *s = (char *)SRC, *d = (char *)DST;
-	int round, pipes[2], huge = 0;
-	volatile unsigned int i;
-	pthread_t thread;
-	struct peer me;
-
-	if (!dput_supported())
-		SKIP(return, "no dput()");
-	reason = reason ?: huge_pages();
-	if (reason)
-		SKIP(return, "%s", reason);
-	peer_self(&me);
-	ASSERT_EQ(s, mmap(s, len, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
-	ASSERT_EQ(0, madvise(s, len, MADV_HUGEPAGE));
-	memset(s, 1, len);
-	ASSERT_EQ(0, peer_dput(&me, SRC, &me, DST, len, 0));
-	for (round = 0; round < 20; round++) {
-		struct iovec one = { d, ps };
-
-		ASSERT_EQ(0, madvise(d, len, MADV_DONTNEED));
-		memset(d, 2, len);
-		huge += proc_smaps_kb(getpid(), DST, DST + len, "AnonHugePages") > 0;
-		ASSERT_EQ(0, pipe(pipes));
-		ASSERT_EQ(ps, vmsplice(pipes[1], &one, 1, 0));
-		ASSERT_EQ(0, madvise(d, len, MADV_FREE));
-
-		ASSERT_EQ(0, pthread_create(&thread, NULL, reclaim, NULL));
-		for (i = 0; i < round * 100000U; i++)
-			;
-		ASSERT_EQ(0, peer_dput(&me, SRC, &me, DST, len, 0));
-		ASSERT_EQ(0, pthread_join(thread, NULL));
-		ASSERT_EQ(0, memcmp(s, d, len)) TH_LOG("round %d", round);
-		ASSERT_EQ(1, d[0]);
-		close(pipes[0]);
-		close(pipes[1]);
-	}
-	EXPECT_LT(0, huge);
 }
 
 TEST_HARNESS_MAIN
