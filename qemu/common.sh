@@ -58,6 +58,15 @@ unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL O V CROSS_COMPILE CC CFLAGS LDFLA
 say() { printf '%s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
+# make_tmp TEMPLATE: a directory of this run's own, $tmp, that goes when the run ends.
+# First the traps: nothing is left if that happens right after.
+make_tmp() {
+	tmp=''
+	trap 'rm -rf "$tmp"' EXIT
+	trap 'exit 130' INT TERM
+	tmp=$(mktemp -d "$1")
+}
+
 [[ $JOBS =~ ^[1-9][0-9]*$ ]] || die "JOBS=$JOBS: not a number of compilers"
 [[ $CONFIG == default || -f $repo/kernel-config/$CONFIG.config ]] ||
 	die "CONFIG=$CONFIG: there is no kernel-config/$CONFIG.config; there are: default$(
