@@ -3,8 +3,8 @@
  * Who may use dput(2) on whom: as with ptrace(2). What a single user may not do
  * to another one, or to an undumpable process, is in errors.c.
  *
- * With DPUT_DISPOSABLE in the environment, the last test sets Yama's
- * ptrace_scope to 3, which cannot be undone before the machine is booted again.
+ * With DPUT_DISPOSABLE in the environment, tests change Yama's ptrace_scope, and the
+ * last one sets it to 3, which cannot be undone before the machine is booted again.
  */
 
 #include "kselftest_harness.h"
@@ -14,7 +14,9 @@
 #include <linux/perf_event.h>
 #include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include "dput_util.h"
 
@@ -155,22 +157,30 @@ FIXTURE_TEARDOWN(access)
 	peer_kill(&self->stranger);
 }
 
+static const char *no_scope;
+
 static bool yama_scope(const char *scope)
 {
 	char now[16];
 
-	if (!setting_read(YAMA, now, sizeof(now)) && strcmp(now, scope))
-		setting_write(YAMA, scope);
 	/* Without Yama it is as with a scope of 0. */
-	return setting_read(YAMA, now, sizeof(now)) ? *scope == '0' : !strcmp(now, scope);
+	no_scope = "no Yama";
+	if (setting_read(YAMA, now, sizeof(now)))
+		return *scope == '0';
+	if (!strcmp(now, scope))
+		return true;
+	/* Meanwhile, others might do what they may not, or not do what they may. */
+	no_scope = "Yama has another scope: DPUT_DISPOSABLE is not set";
+	if (!getenv("DPUT_DISPOSABLE"))
+		return false;
+	no_scope = "Yama's scope cannot be changed any more";
+	return !setting_write(YAMA, scope);
 }
-
-#define NO_SCOPE	"no Yama, or its scope cannot be changed any more"
 
 TEST_F(access, users)
 {
 	if (!yama_scope("0"))
-		SKIP(return, NO_SCOPE);
+		SKIP(return, "%s", no_scope);
 	EXPECT_EQ(1, may(&self->user, &self->child));
 	EXPECT_EQ(1, may(&self->child, &self->user));
 	EXPECT_EQ(1, may(&self->user, &self->sibling));
@@ -186,6 +196,39 @@ TEST_F(access, users)
 	EXPECT_EQ(1, copied(&self->root, &self->user, &self->stranger));
 }
 
+static long op_two_users(void *arg)
+{
+	uid_t *ids = arg;
+
+	if (syscall(SYS_setresgid, ids[0], ids[1], ids[1]) ||
+	    syscall(SYS_setresuid, ids[0], ids[1], ids[1]))
+		return -1;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	return 0;
+}
+
+/* As with ptrace(2), it is the real user who counts, not who may open files. */
+TEST_F(access, real_user)
+{
+	uid_t ids[] = { USER, OTHER };
+	struct peer both;
+
+	if (!yama_scope("0"))
+		SKIP(return, "%s", no_scope);
+	ASSERT_EQ(0, peer_start(&both));
+	ASSERT_EQ(0, peer_call(&both, op_two_users, ids, sizeof(ids)));
+	ASSERT_EQ(0, peer_call(&both, op_dumpable, NULL, 0));
+	EXPECT_EQ(1, may(&both, &self->sibling));
+	EXPECT_EQ(0, may(&both, &self->stranger));
+	EXPECT_EQ(0, copied(&both, &self->sibling, &self->stranger));
+	EXPECT_EQ(0, copied(&both, &self->stranger, &self->sibling));
+	/* As a target, it has to be one user's altogether. */
+	EXPECT_EQ(0, may(&self->sibling, &both));
+	EXPECT_EQ(0, may(&self->stranger, &both));
+	EXPECT_EQ(1, may(&self->root, &both));
+	peer_kill(&both);
+}
+
 /*
  * In a user namespace, a user has all capabilities, but over nobody outside; and
  * who made it has them there.
@@ -195,7 +238,7 @@ TEST_F(access, user_namespaces)
 	struct peer second, inside, plain;
 
 	if (!yama_scope("0"))
-		SKIP(return, NO_SCOPE);
+		SKIP(return, "%s", no_scope);
 	ASSERT_EQ(0, peer_fork(&self->user, &second));
 	if (peer_call(&self->child, op_user_namespace, NULL, 0) ||
 	    peer_call(&second, op_user_namespace, NULL, 0))
@@ -232,7 +275,7 @@ TEST_F(access, yama_1)
 	pid_t pid = self->user.pid;
 
 	if (!yama_scope("1"))
-		SKIP(return, NO_SCOPE);
+		SKIP(return, "%s", no_scope);
 	EXPECT_EQ(1, may(&self->user, &self->child));
 	EXPECT_EQ(0, may(&self->child, &self->user));
 	EXPECT_EQ(0, may(&self->user, &self->sibling));
@@ -248,7 +291,7 @@ TEST_F(access, yama_1)
 TEST_F(access, yama_2)
 {
 	if (!yama_scope("2"))
-		SKIP(return, NO_SCOPE);
+		SKIP(return, "%s", no_scope);
 	EXPECT_EQ(0, may(&self->user, &self->child));
 	EXPECT_EQ(0, may(&self->user, &self->sibling));
 	EXPECT_EQ(1, may(&self->root, &self->child));
@@ -278,7 +321,7 @@ TEST_F(access, seccomp)
 	struct call c = { .from = SRC, .len = NR * page_size() };
 
 	if (!yama_scope("0"))
-		SKIP(return, NO_SCOPE);
+		SKIP(return, "%s", no_scope);
 	ASSERT_EQ(0, peer_call(&self->user, op_call, &c, sizeof(c)));
 	if (peer_call(&self->user, op_filter, NULL, 0))
 		SKIP(return, "seccomp: %s", strerror(errno));
@@ -350,6 +393,105 @@ out:
 	close(fd);
 }
 
+/* Open a file on overlayfs, and write its number, or why there is none, to @tell. */
+static int overlay_main(int tell)
+{
+	char dir[] = "/tmp/dput-XXXXXX";
+	int fd;
+
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("dput", "/tmp", "tmpfs", 0, NULL) || !mkdtemp(dir) || chdir(dir) ||
+	    mkdir("lower", 0700) || mkdir("upper", 0700) || mkdir("work", 0700) ||
+	    mkdir("all", 0700) ||
+	    mount("dput", "all", "overlay", 0, "lowerdir=lower,upperdir=upper,workdir=work"))
+		fd = -errno;
+	else
+		fd = open("all/file", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (write(tell, &fd, sizeof(fd)) != sizeof(fd))
+		return 1;
+	pause();
+	return 0;
+}
+
+/* A file on overlayfs, which nobody has mounted any more; or -1 */
+static int overlay_open(void)
+{
+	int tell[2], fd = -1, pidfd;
+	pid_t pid;
+
+	if (pipe(tell))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(overlay_main(tell[1]));
+	}
+	close(tell[1]);
+	if (read(tell[0], &fd, sizeof(fd)) != sizeof(fd))
+		fd = -EIO;
+	close(tell[0]);
+	if (fd < 0) {
+		errno = -fd;
+	} else {
+		pidfd = sys_pidfd_open(pid, 0);
+		fd = syscall(__NR_pidfd_getfd, pidfd, fd, 0);
+		close(pidfd);
+	}
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	return fd < 0 ? -1 : fd;
+}
+
+/*
+ * A mapping of a file on overlayfs is one of the file behind it. About both files
+ * it is asked whether the caller may have them.
+ */
+TEST_F(access, files_behind)
+{
+	size_t len = NR * page_size();
+	unsigned long files = DST + (1UL << 24);
+	struct peer other, third;
+	uint64_t before, after;
+	int fd, counter;
+	char last;
+
+	fd = overlay_open();
+	if (fd < 0)
+		SKIP(return, "overlayfs: %s", strerror(errno));
+	ASSERT_EQ(0, ftruncate(fd, len));
+	ASSERT_EQ(1, pwrite(fd, "x", 1, len - 1));
+	ASSERT_EQ(files, peer_mmap(&self->root, files, len, RW, MAP_PRIVATE | MAP_FIXED, fd));
+	ASSERT_EQ(0, peer_fill(&self->root, files, len / 2, 3));
+	ASSERT_EQ(0, peer_start(&other));
+	ASSERT_EQ(0, peer_start(&third));
+	counter = count_calls("security_file_mprotect");
+	if (counter < 0)
+		SKIP(goto out, "no events for kernel functions: %s", strerror(errno));
+
+#define EXPECT_ASKED_BEHIND(src, dst, asked) do {				\
+	ASSERT_EQ(sizeof(before), read(counter, &before, sizeof(before)));	\
+	ASSERT_EQ(0, peer_dput(src, files, dst, DST, len, 0));			\
+	ASSERT_EQ(sizeof(after), read(counter, &after, sizeof(after)));		\
+	/* How often is not promised: once for each look at the mapping. */	\
+	EXPECT_EQ(asked, after != before);					\
+	EXPECT_EQ(-1, peer_verify(dst, DST, len / 2, 3));			\
+	EXPECT_EQ(0, peer_read(dst, DST + len - 1, &last, 1));			\
+	EXPECT_EQ('x', last);							\
+} while (0)
+	EXPECT_ASKED_BEHIND(&other, &self->root, true);
+	EXPECT_ASKED_BEHIND(&other, &third, true);
+	EXPECT_ASKED_BEHIND(&self->root, &other, false);
+	EXPECT_ASKED_BEHIND(&self->root, &self->root, false);
+	/* Not the caller's, but it stays where it is. */
+	ASSERT_EQ(0, peer_munmap(&other, DST, len));
+	EXPECT_ASKED_BEHIND(&other, &other, false);
+	close(counter);
+out:
+	peer_stop(&other);
+	peer_stop(&third);
+	close(fd);
+}
+
 #define LABEL	"/proc/self/attr/current"
 
 /*
@@ -367,7 +509,7 @@ TEST_F(access, files_refused)
 	int fd, i, edge;
 
 	if (!yama_scope("0"))
-		SKIP(return, NO_SCOPE);
+		SKIP(return, "%s", no_scope);
 	if (access("/sys/fs/smackfs", F_OK) || setting_read(LABEL, label, sizeof(label)))
 		SKIP(return, "no security module that could refuse: Smack");
 	ASSERT_EQ(0, setting_write(LABEL, "dput"));
@@ -422,7 +564,7 @@ TEST_F(access, yama_3)
 	if (!getenv("DPUT_DISPOSABLE") && strcmp(now, "3"))
 		SKIP(return, "it would last: DPUT_DISPOSABLE is not set");
 	if (!yama_scope("3"))
-		SKIP(return, NO_SCOPE);
+		SKIP(return, "%s", no_scope);
 	EXPECT_EQ(0, may(&self->root, &self->child));
 	EXPECT_EQ(0, may(&self->user, &self->child));
 	EXPECT_EQ(1, copied(&self->root, &self->root, &self->root));

@@ -804,6 +804,25 @@ TEST_F(dput, guard_region)
 	EXPECT_EQ(-1, peer_verify(self->dst, DST, ps, 1));
 }
 
+/* A stack whose lowest pages have been replaced ends there. */
+TEST_F(dput, stack_does_not_grow)
+{
+	unsigned long ps = self->ps, low = DST + 256 * ps;
+
+	MAP_FILLED(self->src, SRC, 2 * ps, 1);
+	ASSERT_EQ(low, peer_mmap(self->dst, low, 8 * ps, RW, MAP_PRIVATE | MAP_ANONYMOUS |
+				 MAP_FIXED_NOREPLACE | MAP_GROWSDOWN, -1));
+	if (!proc_vmflag(self->dst->pid, low, "gd"))
+		SKIP(return, "no mapping grows down here");
+	/* So far it does. */
+	low -= ps;
+	ASSERT_TRUE(peer_writable(self->dst, low));
+	ASSERT_EQ(0, peer_dput(self->src, SRC, self->dst, low, 2 * ps, 0));
+	EXPECT_FALSE(peer_writable(self->dst, low - ps));
+	EXPECT_EQ(0, proc_mapped(self->dst->pid, low - ps, ps));
+	EXPECT_EQ(-1, peer_verify(self->dst, low, 2 * ps, 1));
+}
+
 static long op_mlock(void *arg)
 {
 	unsigned long *a = arg;
@@ -859,6 +878,65 @@ TEST_F(dput, mcl_future)
 	EXPECT_TRUE(proc_vmflag(self->dst->pid, DST, "lo"));
 	EXPECT_EQ(4 * ps / 1024, proc_status_kb(self->dst->pid, "VmLck"));
 	EXPECT_EQ(-1, peer_verify(self->dst, DST, 4 * ps, 1));
+	EXPECT_ISOLATED(4 * ps);
+}
+
+/* What the source has never touched is there afterwards, unless it need not be. */
+TEST_F(dput, mcl_future_populates)
+{
+	unsigned long ps = self->ps;
+	int flags = MCL_FUTURE, i, k;
+
+	if (geteuid())
+		SKIP(return, "needs root");
+	ASSERT_EQ(0, peer_map(self->src, SRC, 6 * ps, RW));
+	ASSERT_EQ(0, peer_fill(self->src, SRC, 2 * ps, 1));
+	for (k = 0; k < 2; k++) {
+		ASSERT_EQ(0, peer_call(self->dst, op_mlockall, &flags, sizeof(flags)));
+		/* Ragged: the pages of the ends that are mapped for it are locked, too. */
+		ASSERT_DPUT(8, 6 * ps - 16, 0);
+		for (i = 0; i < 6; i++) {
+			EXPECT_TRUE(proc_vmflag(self->dst->pid, DST + i * ps, "lo"));
+			EXPECT_EQ(k, proc_vmflag(self->dst->pid, DST + i * ps, "lf"));
+			if (i == 0 || i == 1 || i == 5 || !k) {
+				EXPECT_NE(0, proc_pagemap(self->dst->pid, DST + i * ps) &
+					     PM_PRESENT)
+					TH_LOG("page %d", i);
+			} else {
+				EXPECT_EQ(0, proc_pagemap(self->dst->pid, DST + i * ps) &
+					     PM_PRESENT)
+					TH_LOG("page %d", i);
+			}
+		}
+		EXPECT_EQ(6 * ps / 1024, proc_status_kb(self->dst->pid, "VmLck"));
+		EXPECT_EQ(0, peer_munmap(self->dst, DST, 6 * ps));
+		EXPECT_EQ(0, proc_status_kb(self->dst->pid, "VmLck"));
+		flags = MCL_FUTURE | MCL_ONFAULT;
+	}
+}
+
+/* An older copy that is not locked is not what is wanted. */
+TEST_F(dput, mcl_future_over_older_copy)
+{
+	unsigned long ps = self->ps;
+	int flags = MCL_FUTURE;
+
+	if (geteuid())
+		SKIP(return, "needs root");
+	MAP_FILLED(self->src, SRC, 4 * ps, 1);
+	ASSERT_DPUT(0, 4 * ps, 0);
+	ASSERT_EQ(0, peer_call(self->dst, op_mlockall, &flags, sizeof(flags)));
+	ASSERT_FALSE(proc_vmflag(self->dst->pid, DST, "lo"));
+	ASSERT_DPUT(0, 4 * ps, 0);
+	EXPECT_TRUE(proc_vmflag(self->dst->pid, DST, "lo"));
+	EXPECT_EQ(4 * ps / 1024, proc_status_kb(self->dst->pid, "VmLck"));
+	/* And one that is */
+	ASSERT_EQ(0, peer_fill(self->src, SRC + ps, 3 * ps, 2));
+	ASSERT_DPUT(0, 4 * ps, 0);
+	EXPECT_TRUE(proc_vmflag(self->dst->pid, DST, "lo"));
+	EXPECT_EQ(4 * ps / 1024, proc_status_kb(self->dst->pid, "VmLck"));
+	EXPECT_EQ(-1, peer_verify(self->dst, DST, ps, 1));
+	EXPECT_EQ(-1, peer_verify(self->dst, DST + ps, 3 * ps, 2));
 	EXPECT_ISOLATED(4 * ps);
 }
 
@@ -961,6 +1039,31 @@ TEST_F(dput, copy_is_soft_dirty)
 	EXPECT_EQ(0, proc_pagemap(self->src->pid, SRC) & PM_SOFT_DIRTY);
 }
 
+/* So are partial pages, which somebody has written to, and one that is mapped for that. */
+TEST_F(dput, partial_pages_are_soft_dirty)
+{
+	unsigned long ps = self->ps;
+	int i;
+
+	MAP_FILLED(self->src, SRC, 4 * ps, 1);
+	MAP_FILLED(self->dst, DST, 3 * ps, 2);
+	if (!(proc_pagemap(self->src->pid, SRC) & PM_SOFT_DIRTY))
+		SKIP(return, "soft-dirty tracking is not supported");
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, peer_call(self->dst, op_clear_soft_dirty, NULL, 0));
+		ASSERT_EQ(0, proc_pagemap(self->dst->pid, DST) & PM_SOFT_DIRTY);
+		ASSERT_EQ(0, proc_pagemap(self->dst->pid, DST + 2 * ps) & PM_SOFT_DIRTY);
+		/* The first one ends in a page that is there, the other one in a hole. */
+		ASSERT_DPUT(10, (3 + i) * ps - 20, 0);
+		EXPECT_NE(0, proc_pagemap(self->dst->pid, DST) & PM_SOFT_DIRTY);
+		EXPECT_NE(0, proc_pagemap(self->dst->pid, DST + (2 + i) * ps) & PM_SOFT_DIRTY);
+	}
+	/* Within one page */
+	ASSERT_EQ(0, peer_call(self->dst, op_clear_soft_dirty, NULL, 0));
+	ASSERT_DPUT(ps + 8, 8, 0);
+	EXPECT_NE(0, proc_pagemap(self->dst->pid, DST + ps) & PM_SOFT_DIRTY);
+}
+
 /* A page that is pinned for I/O stays with the owner of the pin. */
 struct pin_arg {
 	unsigned long addr, len;
@@ -1045,6 +1148,49 @@ TEST_F(dput, accounting)
 	ASSERT_DPUT(0, 256 * ps, DPUT_HOLES);
 	EXPECT_EQ(self->src == self->dst ? dst_size - kb : dst_size,
 		  proc_status_kb(self->dst->pid, "VmSize"));
+}
+
+/* 4 pages at the end of a piece of the heap that malloc() does not know of */
+static long op_grow_heap(void *arg)
+{
+	size_t size = 16 * page_size();
+	char *p = sbrk(size);
+
+	if (p == (void *)-1)
+		return -1;
+	return (((unsigned long)p + size) & -page_size()) - 4 * page_size();
+}
+
+static long op_break(void *arg)
+{
+	return syscall(__NR_brk, 0);
+}
+
+/* The program break stays, whatever is copied of or over the heap, and works. */
+TEST_F(dput, program_break)
+{
+	unsigned long from, to, next;
+	size_t len = 4 * self->ps;
+	long src_break, dst_break;
+
+	from = peer_call(self->src, op_grow_heap, NULL, 0);
+	to = peer_call(self->dst, op_grow_heap, NULL, 0);
+	ASSERT_NE(-1UL, from);
+	ASSERT_NE(-1UL, to);
+	MAP_FILLED(self->src, SRC, len, 1);
+	ASSERT_EQ(0, peer_fill(self->src, from, len, 2));
+	src_break = peer_call(self->src, op_break, NULL, 0);
+	dst_break = peer_call(self->dst, op_break, NULL, 0);
+	ASSERT_EQ(0, peer_dput(self->src, from, self->dst, DST, len, 0));
+	ASSERT_EQ(0, peer_dput(self->src, SRC, self->dst, to, len, 0));
+	EXPECT_EQ(src_break, peer_call(self->src, op_break, NULL, 0));
+	EXPECT_EQ(dst_break, peer_call(self->dst, op_break, NULL, 0));
+	EXPECT_EQ(-1, peer_verify(self->dst, DST, len, 2));
+	EXPECT_EQ(-1, peer_verify(self->dst, to, len, 1));
+	next = peer_call(self->dst, op_grow_heap, NULL, 0);
+	ASSERT_EQ(dst_break + 16 * self->ps, peer_call(self->dst, op_break, NULL, 0));
+	EXPECT_EQ(0, peer_fill(self->dst, next, len, 3));
+	EXPECT_EQ(-1, peer_verify(self->dst, to, len, 1));
 }
 
 /* Each way to name a process */
@@ -1159,6 +1305,47 @@ TEST_F(dput, high)
 #else
 	SKIP(return, "no address is so high");
 #endif
+}
+
+/* Have the kernel take addresses with tags, where the CPU ignores these. */
+static long op_allow_tags(void *arg)
+{
+#if defined(__x86_64__) && defined(__LP64__)
+	return syscall(SYS_arch_prctl, 0x4002 /* ARCH_ENABLE_TAGGED_ADDR */, 6UL);
+#elif defined(__aarch64__)
+	return prctl(PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 0, 0, 0);
+#else
+	errno = EOPNOTSUPP;
+	return -1;
+#endif
+}
+
+/* Tags of addresses are ignored, on either side. */
+TEST_F(dput, tagged_addresses)
+{
+	/* Bits that are there with LAM_U57 as well as with arm64's Top Byte Ignore */
+	const unsigned long tags[] = { 0, (unsigned long)(0x2aULL << 57) };
+	size_t len = 4 * self->ps;
+	char want[8], got[8];
+	int i;
+
+	if (peer_call(self->src, op_allow_tags, NULL, 0) ||
+	    (self->src != self->dst && peer_call(self->dst, op_allow_tags, NULL, 0)))
+		SKIP(return, "no tags in addresses: %s", strerror(errno));
+	MAP_FILLED(self->src, SRC, len, 1);
+	MAP_FILLED(self->dst, DST, len, 2);
+	pattern(want, sizeof(want), 8, 1);
+	for (i = 0; i < 4; i++) {
+		const unsigned long src = SRC | tags[i & 1], dst = DST | tags[i >> 1];
+
+		EXPECT_EQ(0, peer_dput(self->src, src, self->dst, dst, len, 0))
+			TH_LOG("%#lx to %#lx: %s", src, dst, strerror(errno));
+		EXPECT_EQ(-1, peer_verify(self->dst, DST, len, 1));
+		ASSERT_EQ(0, peer_fill(self->dst, DST, len, 2));
+		EXPECT_EQ(0, peer_dput(self->src, src + 8, self->dst, dst + 8, 8, 0));
+		ASSERT_EQ(0, peer_read(self->dst, DST + 8, got, 8));
+		EXPECT_EQ(0, memcmp(want, got, 8));
+	}
 }
 
 /* The last pages that there are: what lies above them may be address 0. */

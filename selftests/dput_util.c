@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -18,9 +19,11 @@
 #include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <linux/io_uring.h>
+#include <linux/magic.h>
 #include <linux/membarrier.h>
 #include <linux/mempolicy.h>
 #include <linux/perf_event.h>
@@ -55,6 +58,27 @@ bool dput_supported(void)
 int sys_pidfd_open(pid_t pid, unsigned int flags)
 {
 	return syscall(__NR_pidfd_open, pid, flags);
+}
+
+/*
+ * In 32 bits, the program itself, its heap or libraries may be in the way, as the
+ * kernel or the limit of the stack's size will have it. Not in 64 bits.
+ */
+static void __attribute__((constructor)) arena_look(void)
+{
+	char *maps = proc_maps(getpid(), ARENA, ARENA_END), *c;
+
+	if (!*maps) {
+		free(maps);
+		return;
+	}
+	printf("TAP version 13\n1..0 # SKIP the tests need addresses that are in use here\n");
+	for (c = strtok(maps, "\n"); c; c = strtok(NULL, "\n"))
+		printf("# %s\n", c);
+	printf("# Link the program with -no-pie, or with -pie; and look at ulimit -s.\n");
+	fflush(stdout);
+	/* Of kselftest.h: skipped */
+	exit(4);
 }
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
@@ -443,6 +467,17 @@ long peer_mremap(struct peer *p, unsigned long from, size_t len,
 long peer_setuid(struct peer *p, uid_t uid)
 {
 	return peer_call(p, op_setuid, &uid, sizeof(uid));
+}
+
+static long op_admit(void *arg)
+{
+	return prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
+}
+
+void peer_admit(struct peer *p)
+{
+	/* It fails where there is no Yama. */
+	peer_call(p, op_admit, NULL, 0);
 }
 
 struct rw_arg {
@@ -921,6 +956,17 @@ int snapshot_take(struct snapshot *s, struct peer *p)
 	return 0;
 }
 
+/* As comments of KTAP */
+static void print_lines(const char *text)
+{
+	int n;
+
+	for (; *text; text += n + !!text[n]) {
+		n = strcspn(text, "\n");
+		printf("#   %.*s\n", n, text);
+	}
+}
+
 bool snapshot_same(struct snapshot *s, struct peer *p)
 {
 	struct snapshot now;
@@ -929,9 +975,12 @@ bool snapshot_same(struct snapshot *s, struct peer *p)
 	if (snapshot_take(&now, p))
 		return false;
 	same = !strcmp(s->maps, now.maps);
-	if (!same)
-		printf("# mappings of %d before:\n%s# and now:\n%s", p->pid,
-		       s->maps, now.maps);
+	if (!same) {
+		printf("# mappings of %d before:\n", p->pid);
+		print_lines(s->maps);
+		printf("# and now:\n");
+		print_lines(now.maps);
+	}
 	if (same && s->hash != now.hash) {
 		printf("# contents of %d differ\n", p->pid);
 		same = false;
@@ -960,53 +1009,188 @@ int setting_read(const char *path, char *buf, size_t size)
 	return 0;
 }
 
+/* Shared with all children: what they change, the first process has to undo. */
+#define MAX_SETTINGS	32
+
+static struct setting {
+	char path[128];
+	char val[64];
+	bool changed;
+} *saved;
+
+static struct setting *setting_find(const char *path)
+{
+	struct setting *s;
+
+	for (s = saved; s && s->path[0]; s++)
+		if (!strcmp(s->path, path))
+			return s;
+	return NULL;
+}
+
 int setting_write(const char *path, const char *val)
 {
+	struct setting *s = setting_find(path);
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 	ssize_t n;
 
 	if (fd < 0)
 		return -1;
+	if (s)
+		s->changed = true;
 	n = write(fd, val, strlen(val));
 	close(fd);
 	return n == (ssize_t)strlen(val) ? 0 : -1;
 }
 
-static struct setting {
-	char path[128];
-	char val[64];
-} saved[32];
+static void *share(size_t size)
+{
+	void *p = mmap(NULL, size, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED) {
+		perror("mmap");
+		_exit(1);
+	}
+	return p;
+}
+
+/*
+ * Who ends a test ends the first process, which is all that a terminal reaches: the
+ * harness has each test in a process group of its own, of a child or of that one's
+ * child. These two die with their parents, and peers do with theirs.
+ */
+#define MAX_CHILDREN	64	/* of the first process, at a time */
+
+static struct {
+	unsigned int nr;
+	pid_t pid[MAX_CHILDREN];
+} *children;			/* shared with all of them */
+
+static pid_t forking;
+static int generation;
+
+static void before_fork(void)
+{
+	forking = getpid();
+}
+
+static void child_begins(void)
+{
+	unsigned int nr;
+
+	/* Deeper than that, tests know better who is to outlive whom. */
+	if (++generation > 2)
+		return;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	/* 0: it is in another PID namespace. */
+	if (getppid() && getppid() != forking)
+		_exit(1);
+	if (generation > 1)
+		return;
+	nr = __atomic_fetch_add(&children->nr, 1, __ATOMIC_RELAXED);
+	children->pid[nr % MAX_CHILDREN] = getpid();
+}
+
+static void __attribute__((constructor)) die_together(void)
+{
+	children = share(sizeof(*children));
+	pthread_atfork(before_fork, NULL, child_begins);
+}
+
+/* Kill all descendants, and wait until they are gone. */
+static void end_children(void)
+{
+	siginfo_t info;
+	int i, try;
+	pid_t pid;
+
+	/* Those of whom the parent is gone become children of this process. */
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	/* One may have just begun. If the kernel hangs, not for ever */
+	for (try = 0; try < 1000; try++) {
+		for (i = 0; i < MAX_CHILDREN; i++) {
+			pid = children->pid[i];
+			/* Or it is somebody else's by now. */
+			if (pid <= 0 || waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT))
+				continue;
+			kill(-pid, SIGKILL);
+			kill(pid, SIGKILL);
+		}
+		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+			;
+		if (pid < 0)
+			break;
+		poll(NULL, 0, 10);
+	}
+}
 
 static pid_t first_process;
+static void (*undo_more[4])(void);
 
+static void setting_restore_all(void);
+static void cgroup_remove(void);
+static void swap_remove(void);
+
+static void __attribute__((destructor)) undo(void)
+{
+	size_t i;
+
+	if (getpid() != first_process)
+		return;
+	for (i = 0; i < ARRAY_SIZE(undo_more) && undo_more[i]; i++)
+		undo_more[i]();
+	swap_remove();
+	cgroup_remove();
+	setting_restore_all();
+}
+
+/*
+ * No exit(): whatever was interrupted may hold the locks of stdio or of malloc(), which
+ * undo() does without. It prints numbers and strings into buffers, but that takes none.
+ */
 static void on_end(int sig)
 {
-	/* Nothing waits but the harness; what was changed is worse. */
-	if (getpid() == first_process)
-		exit(128 + sig);
+	if (getpid() == first_process) {
+		end_children();
+		undo();
+	}
 	_exit(128 + sig);
 }
 
-/* Destructors undo what was done to the system, also after a signal. */
+/* What was done to the system is undone, also after a signal. */
 static void undo_when_ended(void)
 {
+	struct sigaction sa = { .sa_handler = on_end };
+
 	first_process = getpid();
-	signal(SIGHUP, on_end);
-	signal(SIGINT, on_end);
-	signal(SIGQUIT, on_end);
-	signal(SIGTERM, on_end);
+	sigfillset(&sa.sa_mask);
+	sigaction(SIGHUP, &sa, NULL);
+	sigaction(SIGINT, &sa, NULL);
+	sigaction(SIGQUIT, &sa, NULL);
+	sigaction(SIGTERM, &sa, NULL);
+}
+
+void undo_also(void (*fn)(void))
+{
+	size_t i = 0;
+
+	undo_when_ended();
+	while (undo_more[i])
+		i++;
+	undo_more[i] = fn;
 }
 
 void setting_save(const char *path)
 {
 	char buf[128], *start, *end;
-	struct setting *s = saved;
+	struct setting *s;
 
 	undo_when_ended();
-	while (s->path[0])
-		s++;
-	if (s == saved + ARRAY_SIZE(saved) - 1 ||
-	    setting_read(path, buf, sizeof(buf)))
+	if (!saved)
+		saved = share((MAX_SETTINGS + 1) * sizeof(*saved));
+	for (s = saved; s->path[0]; s++)
+		;
+	if (s == saved + MAX_SETTINGS || setting_read(path, buf, sizeof(buf)))
 		return;
 	/* "always [madvise] never" */
 	start = strchr(buf, '[');
@@ -1019,22 +1203,38 @@ void setting_save(const char *path)
 
 int setting_restore(const char *path)
 {
-	struct setting *s;
+	struct setting *s = setting_find(path);
 
-	for (s = saved; s->path[0]; s++)
-		if (!strcmp(s->path, path))
-			return setting_write(path, s->val);
-	return -1;
+	if (!s)
+		return -1;
+	return s->changed ? setting_write(path, s->val) : 0;
 }
 
-static void __attribute__((destructor)) setting_restore_all(void)
+/* Only those that were changed: some are not the same for being written what they say. */
+static void setting_restore_all(void)
 {
 	struct setting *s;
 
-	if (getpid() != first_process)
-		return;
-	for (s = saved; s->path[0]; s++)
-		setting_write(s->path, s->val);
+	for (s = saved; s && s->path[0]; s++)
+		setting_restore(s->path);
+}
+
+bool nothing_runs(void)
+{
+	char args[4096], *s;
+	int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+
+	n = fd < 0 ? 0 : read(fd, args, sizeof(args) - 1);
+	if (fd >= 0)
+		close(fd);
+	if (n <= 0)
+		return false;
+	args[n] = '\0';
+	for (s = args + strlen(args) + 1; s < args + n; s += strlen(s) + 1)
+		if (s[0] == '-' && s[1] && !s[1 + strspn(s + 1, "dhl")] && strpbrk(s, "hl"))
+			return true;
+	return false;
 }
 
 /* A cgroup */
@@ -1042,8 +1242,10 @@ static void __attribute__((destructor)) setting_restore_all(void)
 #define CGROUP_MEMORY	"cgroup.subtree_control"
 
 static char cgroup_root[128], cgroup_dir[160];
-static bool cgroup_mounted, cgroup_enabled;
-static pid_t cgroup_owner;
+static bool cgroup_mounted, cgroup_enabled, cgroup_entered;
+/* Those that tests have made, shared with them: a test that is killed removes none. */
+#define MAX_GROUPS	16
+static char (*cgroup_made)[192];
 static const char *cgroup_error = "no cgroup was made";
 
 int cgroup_write(const char *dir, const char *file, const char *val)
@@ -1086,7 +1288,7 @@ static const char *cgroup_make(void)
 		cgroup_enabled = true;
 	}
 	snprintf(cgroup_dir, sizeof(cgroup_dir), "%s/dput-%d", cgroup_root,
-		 cgroup_owner);
+		 getpid());
 	if (mkdir(cgroup_dir, 0755))
 		return "cannot make a cgroup: needs root";
 	return NULL;
@@ -1094,8 +1296,10 @@ static const char *cgroup_make(void)
 
 void cgroup_prepare(void)
 {
+	if (nothing_runs())
+		return;
 	undo_when_ended();
-	cgroup_owner = getpid();
+	cgroup_made = share(MAX_GROUPS * sizeof(*cgroup_made));
 	cgroup_error = cgroup_make();
 }
 
@@ -1110,6 +1314,7 @@ const char *cgroup_enter(void)
 
 	if (cgroup_error)
 		return cgroup_error;
+	cgroup_entered = true;
 	snprintf(pid, sizeof(pid), "%d", getpid());
 	return cgroup_write(cgroup_dir, "cgroup.procs", pid) ?
 		"cannot enter the cgroup" : NULL;
@@ -1120,13 +1325,60 @@ int cgroup_reclaim(const char *amount)
 	return cgroup_write(cgroup_dir, "memory.reclaim", amount);
 }
 
+const char *cgroup_reclaim_given_up(void)
+{
+	unsigned long ps = page_size(), left = 1, i;
+	const unsigned long len = 64 * ps;
+	char *p;
+	int try;
+
+	if (cgroup_error)
+		return cgroup_error;
+	p = mmap(NULL, len, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return "cannot map memory";
+	madvise(p, len, MADV_NOHUGEPAGE);
+	memset(p, 1, len);
+	if (madvise(p, len, MADV_FREE)) {
+		munmap(p, len);
+		return "no MADV_FREE";
+	}
+	for (try = 0; left && try < 100; try++) {
+		/* What is still in a CPU's batch is not given up so far: this drains them. */
+		setting_write("/proc/sys/vm/drop_caches", "1");
+		/* It fails where it gets less than asked for. */
+		cgroup_reclaim("64M");
+		/* Not to be read: that would keep it. */
+		for (i = 0, left = 0; i < len; i += ps)
+			left += !!(proc_pagemap(getpid(), (unsigned long)p + i) & PM_PRESENT);
+	}
+	munmap(p, len);
+	return left ? "nothing could be reclaimed" : NULL;
+}
+
+/* Remove one, and kill who is still in it: of a test that was cut short. */
+static void cgroup_end(const char *dir)
+{
+	int try;
+
+	cgroup_write(dir, "cgroup.kill", "1");
+	for (try = 0; rmdir(dir) && errno == EBUSY && try < 500; try++)
+		poll(NULL, 0, 10);
+}
+
 int cgroup_new(const char *name, char *dir, size_t size)
 {
+	int i;
+
 	if (cgroup_error)
 		return -1;
 	snprintf(dir, size, "%s-%s", cgroup_dir, name);
+	for (i = 0; i < MAX_GROUPS && cgroup_made[i][0] && strcmp(cgroup_made[i], dir); i++)
+		;
+	if (i < MAX_GROUPS)
+		snprintf(cgroup_made[i], sizeof(*cgroup_made), "%s", dir);
 	/* A test that was cut short may have left it. */
-	rmdir(dir);
+	cgroup_end(dir);
 	return mkdir(dir, 0755);
 }
 
@@ -1160,12 +1412,15 @@ long cgroup_number(const char *dir, const char *file, const char *key)
 	return ret;
 }
 
-static void __attribute__((destructor)) cgroup_remove(void)
+static void cgroup_remove(void)
 {
-	if (getpid() != cgroup_owner)
-		return;
-	if (cgroup_dir[0])
-		rmdir(cgroup_dir);
+	int i;
+
+	for (i = 0; cgroup_made && i < MAX_GROUPS && cgroup_made[i][0]; i++)
+		cgroup_end(cgroup_made[i]);
+	/* This process may be in it, too. */
+	if (cgroup_dir[0] && (!cgroup_entered || !cgroup_move(NULL, getpid())))
+		cgroup_end(cgroup_dir);
 	if (cgroup_enabled)
 		cgroup_write(cgroup_root, CGROUP_MEMORY, "-memory");
 	if (cgroup_mounted) {
@@ -1187,7 +1442,19 @@ static const char *swap_error = "no swap device was made";
 static char swap_path[64];
 static int zram = -1;
 static bool zram_added, swap_node;
-static pid_t swap_owner;
+
+/* Is it without swapping, or is there something about the device or file? */
+const char *swap_refused(const char *path)
+{
+	static char why[64];
+
+	if (!swapon(path, 0) && !swapoff(path))
+		return NULL;
+	if (errno == ENOSYS)
+		return "the kernel cannot swap";
+	snprintf(why, sizeof(why), "swapon: %s", strerror(errno));
+	return why;
+}
 
 static int zram_write(const char *file, const char *val)
 {
@@ -1229,13 +1496,16 @@ static const char *swap_make(void)
 	snprintf(buf, sizeof(buf), "%lu", DISK_SIZE);
 	if (zram_write("disksize", buf))
 		return "cannot set the size of the zram device";
-	return swap_format(swap_path, DISK_SIZE) ? "cannot write to the zram device" : NULL;
+	if (swap_format(swap_path, DISK_SIZE))
+		return "cannot write to the zram device";
+	return swap_refused(swap_path);
 }
 
 void swap_prepare(void)
 {
+	if (nothing_runs())
+		return;
 	undo_when_ended();
-	swap_owner = getpid();
 	swap_error = swap_make();
 }
 
@@ -1244,12 +1514,10 @@ const char *swap_missing(void)
 	return swap_error;
 }
 
-static void __attribute__((destructor)) swap_remove(void)
+static void swap_remove(void)
 {
 	char buf[16];
 
-	if (getpid() != swap_owner)
-		return;
 	if (swap_path[0]) {
 		swapoff(swap_path);
 		if (swap_node)
@@ -1310,18 +1578,144 @@ bool is_huge(pid_t pid, unsigned long addr, size_t len)
 	       (long)(len >> 10);
 }
 
+#define THP		"/sys/kernel/mm/transparent_hugepage/"
+
+static void thp_setting(char *path, size_t size)
+{
+	snprintf(path, size, THP "hugepages-%zukB/enabled", thp_size() >> 10);
+}
+
+void folios_save(void)
+{
+	char path[128];
+
+	setting_save(THP "enabled");
+	setting_save(THP "defrag");
+	setting_save(THP "khugepaged/defrag");
+	setting_save(THP "use_zero_page");
+	mthp_setting(path, sizeof(path));
+	setting_save(path);
+	thp_setting(path, sizeof(path));
+	setting_save(path);
+}
+
+const char *folios_enable(size_t size)
+{
+	bool pmd = size == thp_size();
+	char path[128];
+
+	if (!size)
+		return "no transparent huge pages, or too big ones";
+	if (setting_write(THP "enabled", "madvise"))
+		return "cannot change the settings of huge pages: needs root";
+	setting_write(THP "defrag", "always");
+	/* What is huge must not change behind the test's back. */
+	setting_write(THP "khugepaged/defrag", "0");
+	thp_setting(path, sizeof(path));
+	if (setting_write(path, pmd ? "inherit" : "never") && !pmd && thp_size())
+		return "no sizes of huge pages to choose from";
+	mthp_setting(path, sizeof(path));
+	if (setting_write(path, pmd ? "never" : "madvise") && !pmd)
+		return "no small huge pages";
+	return NULL;
+}
+
+bool folios_are(pid_t pid, unsigned long addr, size_t len, size_t size)
+{
+	unsigned long ps = page_size(), a, pfn;
+	uint64_t flags;
+
+	if (size == thp_size())
+		return is_huge(pid, addr, len);
+	for (a = addr; a < addr + len; a += ps) {
+		pfn = proc_pfn(pid, a);
+		flags = kpageflags(pfn);
+		if (!pfn || !(flags & KPF_THP) ||
+		    !(flags & (a % size ? KPF_COMPOUND_TAIL : KPF_COMPOUND_HEAD)))
+			return false;
+	}
+	return true;
+}
+
+const char *folios_map(struct peer *p, unsigned long addr, size_t len, size_t size)
+{
+	int try;
+
+	for (try = 0; try < 100; try++) {
+		if (try)
+			usleep(100000);
+		peer_munmap(p, addr, len);
+		if (peer_map(p, addr, len, RW) ||
+		    peer_madvise(p, addr, len, MADV_HUGEPAGE) ||
+		    peer_stamp(p, addr, len / page_size(), 0, 1, 1))
+			return "cannot map memory";
+		if (folios_are(p->pid, addr, len, size))
+			return NULL;
+		if (size == thp_size() && !peer_madvise(p, addr, len, MADV_COLLAPSE) &&
+		    folios_are(p->pid, addr, len, size))
+			return NULL;
+	}
+	return "got no huge pages";
+}
+
+static bool all_zero_huge(struct peer *p, unsigned long addr, size_t len)
+{
+	const uint64_t want = KPF_ZERO_PAGE | KPF_THP;
+	unsigned long a;
+
+	for (a = addr; a < addr + len; a += page_size())
+		if (!peer_readable(p, a) || (kpageflags(proc_pfn(p->pid, a)) & want) != want)
+			return false;
+	return true;
+}
+
+const char *folios_map_zero(struct peer *p, unsigned long addr, size_t len)
+{
+	int try;
+
+	setting_write(THP "use_zero_page", "1");
+	for (try = 0; try < 100; try++) {
+		if (try)
+			usleep(100000);
+		peer_munmap(p, addr, len);
+		if (peer_map(p, addr, len, RW) || peer_madvise(p, addr, len, MADV_HUGEPAGE))
+			return "cannot map memory";
+		if (all_zero_huge(p, addr, len))
+			return NULL;
+	}
+	return "got no huge zero page";
+}
+
+static int file_open_there(char *name)
+{
+	int fd = mkstemp(name);
+
+	if (fd >= 0)
+		unlink(name);
+	return fd;
+}
+
 int file_open(enum file_where where)
 {
-	char path[] = "/tmp/dput-XXXXXX", cwd[] = "./dput-XXXXXX";
-	char *name = where == TMPFS ? path : cwd;
+	char tmp[] = "/tmp/dput-XXXXXX", shm[] = "/dev/shm/dput-XXXXXX", cwd[] = "./dput-XXXXXX";
+	struct statfs fs;
 	int fd;
 
 	if (where == MEMFD)
 		return memfd_create("dput", 0);
-	fd = mkstemp(name);
+	if (where == DISK)
+		return file_open_there(cwd);
+	fd = file_open_there(tmp);
+	if (fd >= 0 && !fstatfs(fd, &fs) && fs.f_type == TMPFS_MAGIC)
+		return fd;
 	if (fd >= 0)
-		unlink(name);
-	return fd;
+		close(fd);
+	fd = file_open_there(shm);
+	if (fd < 0 || (!fstatfs(fd, &fs) && fs.f_type == TMPFS_MAGIC))
+		return fd;
+	close(fd);
+	errno = ENODEV;
+	return -1;
 }
 
 bool file_on_disk(int fd)
@@ -1386,8 +1780,9 @@ static void ksm_look(void)
 
 	if (setting_read(KSM "pages_shared", buf, sizeof(buf)))
 		ksm_error = "no KSM";
-	else if (!getenv("DPUT_DISPOSABLE") && atol(buf))
-		ksm_error = "KSM is in use: DPUT_DISPOSABLE is not set";
+	else if (!getenv("DPUT_DISPOSABLE"))
+		/* Of whose memory it may merge, nothing tells before it has. */
+		ksm_error = "KSM is everybody's: DPUT_DISPOSABLE is not set";
 }
 
 const char *ksm_missing(void)
@@ -1415,15 +1810,20 @@ long ksm_full_scans(void)
 /* Two scans find pages that do not change, the third one merges all of them. */
 int ksm_scan(void)
 {
-	long from = ksm_full_scans();
+	long from = ksm_full_scans(), now;
+	char run[16];
 
 	setting_write(KSM "pages_to_scan", "1000");
 	setting_write(KSM "sleep_millisecs", "0");
 	setting_write(KSM "smart_scan", "0");
 	if (from < 0 || setting_write(KSM "run", "1"))
 		return -1;
-	while (ksm_full_scans() < from + 4)
+	while ((now = ksm_full_scans()) < from + 4) {
+		/* Somebody else has stopped it. */
+		if (now < 0 || setting_read(KSM "run", run, sizeof(run)) || strcmp(run, "1"))
+			return -1;
 		usleep(1000);
+	}
 	return setting_write(KSM "run", "0");
 }
 

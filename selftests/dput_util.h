@@ -76,8 +76,16 @@
 #define KPF_HWPOISON		(1ULL << 19)
 #define KPF_KSM			(1ULL << 21)
 #define KPF_THP			(1ULL << 22)
+#define KPF_ZERO_PAGE		(1ULL << 24)
 
 #define RW			(PROT_READ | PROT_WRITE)
+
+/* SKIP() what is left of a test: what has failed so far stays a failure. */
+#define SKIP_REST(statement, fmt, ...) do {					\
+	if (_metadata->exit_code == KSFT_PASS)					\
+		SKIP(statement, fmt, ##__VA_ARGS__);				\
+	statement;								\
+} while (0)
 
 /*
  * A process whose memory a test looks at: the caller, or a child that executes
@@ -125,6 +133,8 @@ long peer_mseal(struct peer *p, unsigned long addr, size_t len);
 long peer_mremap(struct peer *p, unsigned long from, size_t len,
 		 unsigned long to);
 long peer_setuid(struct peer *p, uid_t uid);
+/* Let Yama, which may keep all but ancestors from it, admit anybody else. */
+void peer_admit(struct peer *p);
 
 /* Run fn(arg) in this process; false if a fault has put an end to it. */
 bool access_run(void (*fn)(void *arg), void *arg);
@@ -180,12 +190,25 @@ bool snapshot_same(struct snapshot *s, struct peer *p);
 
 /*
  * Settings in /sys and /proc/sys. Those that were saved by the program's first
- * process, in a constructor, are as they were when that process exits.
+ * process, in a constructor, and written to with setting_write() by whatever process,
+ * are as they were when the first process exits.
  */
 void setting_save(const char *path);
 int setting_read(const char *path, char *buf, size_t size);
 int setting_write(const char *path, const char *val);
 int setting_restore(const char *path);
+
+/*
+ * Were only the tests' names asked for, with -l? For constructors, which are not to make
+ * anything then.
+ */
+bool nothing_runs(void);
+
+/*
+ * More that is to be undone when the first process ends. For constructors; also a signal
+ * handler calls it, after all children are gone.
+ */
+void undo_also(void (*fn)(void));
 
 /* Objects in use of a slab cache, or -1; what is free may count until it shrinks. */
 long slab_objects(const char *name);
@@ -217,6 +240,12 @@ void cgroup_prepare(void);
 const char *cgroup_missing(void);
 const char *cgroup_enter(void);
 int cgroup_reclaim(const char *amount);
+/*
+ * Reclaim until memory that the caller, in the cgroup, gives up now is lost, and
+ * with it all that could be taken of what was given up before. NULL, or why that
+ * does not come to pass.
+ */
+const char *cgroup_reclaim_given_up(void);
 /* More of them; each is removed with cgroup_delete() when nobody is in it. */
 int cgroup_new(const char *name, char *dir, size_t size);
 void cgroup_delete(const char *dir);
@@ -235,6 +264,8 @@ long cgroup_number(const char *dir, const char *file, const char *key);
  */
 void swap_prepare(void);
 const char *swap_missing(void);
+/* NULL, or why swapon() of what is formatted for it does not work. It is off then. */
+const char *swap_refused(const char *path);
 int swap_on(void);
 int swap_off(void);
 
@@ -245,7 +276,37 @@ size_t mthp_size(void);
 void mthp_setting(char *path, size_t size);
 bool is_huge(pid_t pid, unsigned long addr, size_t len);
 
-/* A new file without a name: in memory, or in the current directory */
+/* Save the settings of large folios: to be called in a constructor. */
+void folios_save(void);
+/*
+ * Have MADV_HUGEPAGE get folios of that size, which is one of the two above, or
+ * small pages where there are none. NULL, or why that cannot be.
+ */
+const char *folios_enable(size_t size);
+/* Is all of it in folios of that size? Needs root. */
+bool folios_are(pid_t pid, unsigned long addr, size_t len, size_t size);
+/*
+ * Have such folios at @addr, each page with a stamp of seed 1. NULL, or why not:
+ * a fragmented machine may have none for some time, and this waits for them.
+ */
+const char *folios_map(struct peer *p, unsigned long addr, size_t len, size_t size);
+/* The same with the huge zero page */
+const char *folios_map_zero(struct peer *p, unsigned long addr, size_t len);
+/* What these have said is no reason to skip a test in a guest of our own. */
+#define NEED_LARGE(reason) do {							\
+	const char *_why = (reason);						\
+										\
+	if (_why && !getenv("DPUT_DISPOSABLE"))					\
+		SKIP(return, "%s", _why);					\
+	/* In 32 bits, the harness cannot compare pointers without a warning. */	\
+	ASSERT_TRUE(!_why)							\
+		TH_LOG("%s", _why);						\
+} while (0)
+
+/*
+ * A new file without a name: in memory, where /tmp or /dev/shm has to be a tmpfs, or in
+ * the current directory
+ */
 enum file_where { NO_FILE, MEMFD, TMPFS, DISK };
 int file_open(enum file_where where);
 /* Is it on a file system that has a device? */
@@ -269,7 +330,7 @@ void ksm_save(void);
  */
 const char *ksm_missing(void);
 long ksm_full_scans(void);
-/* Have everything merged that can be. */
+/* Have everything merged that can be; -1 if it cannot, or is stopped. */
 int ksm_scan(void);
 
 /*

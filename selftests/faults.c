@@ -9,8 +9,6 @@
 #include <sys/syscall.h>
 #include "dput_util.h"
 
-#define THP	"/sys/kernel/mm/transparent_hugepage/"
-
 #define SRC	(ARENA + (1UL << 22))
 #define DST	(ARENA + (1UL << 30))
 #define KSM_TWIN	(1UL << 26)
@@ -27,8 +25,6 @@ static const char * const settings[][2] = {
 	{ DEBUG "fail_usercopy/verbose", "2" },
 };
 
-static char mthp_enabled[128];
-
 /* Where something has failed, by the functions on the way there; of all tests */
 static struct places {
 	unsigned int failures, untold, nr;
@@ -44,9 +40,7 @@ static void __attribute__((constructor)) prepare(void)
 	ksm_save();
 	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
 		setting_save(settings[i][0]);
-	mthp_setting(mthp_enabled, sizeof(mthp_enabled));
-	setting_save(THP "enabled");
-	setting_save(mthp_enabled);
+	folios_save();
 	first_process = getpid();
 	places = mmap(NULL, sizeof(*places), RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 }
@@ -279,9 +273,8 @@ static const char *kind_prepare(const FIXTURE_VARIANT(faults) *variant)
 	}
 	if (variant->ksm)
 		reason = ksm_missing();
-	if (variant->mthp && (setting_write(THP "enabled", "madvise") ||
-			      setting_write(mthp_enabled, "madvise")))
-		reason = "no small huge pages";
+	if (variant->huge || variant->mthp)
+		reason = folios_enable(variant->huge ? thp_size() : mthp_size());
 	return reason;
 }
 
@@ -307,8 +300,6 @@ FIXTURE_SETUP(faults)
 		SKIP(return, "%s", reason);
 	self->ps = page_size();
 	self->len = variant->huge ? thp_size() : variant->mthp ? 2 * mthp_size() : 8 * self->ps;
-	if (!self->len)
-		SKIP(return, "no transparent huge pages");
 	self->shift = variant->shift * self->ps;
 	/* Before the child, which has it, too */
 	if (variant->file)
@@ -328,9 +319,11 @@ FIXTURE_SETUP(faults)
 					       MAP_PRIVATE | MAP_FIXED_NOREPLACE, self->fd));
 		ASSERT_EQ(0, peer_fill(self->src, SRC, self->len / 2, 1));
 	} else {
-		ASSERT_EQ(0, peer_map(self->src, SRC, self->len, RW));
 		if (variant->huge || variant->mthp)
-			ASSERT_EQ(0, peer_madvise(self->src, SRC, self->len, MADV_HUGEPAGE));
+			NEED_LARGE(folios_map(self->src, SRC, self->len,
+					      variant->huge ? thp_size() : mthp_size()));
+		else
+			ASSERT_EQ(0, peer_map(self->src, SRC, self->len, RW));
 		ASSERT_EQ(0, peer_fill(self->src, SRC, self->len, 1));
 	}
 	if (variant->ksm) {

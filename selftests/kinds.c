@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <linux/aio_abi.h>
+#include <linux/fs.h>
 #include <linux/io_uring.h>
 #include <linux/mempolicy.h>
 #include <linux/perf_event.h>
@@ -161,15 +162,33 @@ static int map_noreserve(struct area *a)
 	return map_at(a, RW, FIXED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }
 
+static size_t folio_size(const FIXTURE_VARIANT(kind) *k)
+{
+	return k->folio == PMD_SIZED ? thp_size() : k->folio;
+}
+
+/* Stamped as what is written to will be */
 static int map_folios(struct area *a)
 {
-	return map_anon(a) ? -1 : madvise((void *)a->addr, area_len(a), MADV_HUGEPAGE);
+	const char *why = folios_map(&here, a->addr, area_len(a), folio_size(a->kind));
+
+	snprintf(a->why, sizeof(a->why), "%s", why ?: "");
+	return why ? -1 : 0;
+}
+
+static int map_huge_zero_page(struct area *a)
+{
+	const char *why = folios_map_zero(&here, a->addr, area_len(a));
+
+	snprintf(a->why, sizeof(a->why), "%s", why ?: "");
+	return why ? -1 : 0;
 }
 
 /* The end of a piece that malloc() does not know of */
 static int map_heap(struct area *a)
 {
-	unsigned long size = 1UL << 20;
+	/* So much that what malloc() knows of is not next to the area */
+	unsigned long size = (1UL << 20) + area_len(a);
 	char *p = sbrk(size);
 
 	if (p == (void *)-1)
@@ -223,23 +242,6 @@ static int read_all(struct area *a)
 	for (i = 0; i < a->nr; i++)
 		if (code(k, i) != 'x')
 			*(volatile char *)page_at(a, i);
-	return 0;
-}
-
-/* The folios are as large as was asked for. */
-static int in_large_folios(struct area *a)
-{
-	const FIXTURE_VARIANT(kind) *k = a->kind;
-	size_t size = k->folio == PMD_SIZED ? thp_size() : k->folio, i;
-	unsigned long pfn;
-
-	for (i = 0; i < a->nr; i++) {
-		pfn = proc_pfn(getpid(), (unsigned long)page_at(a, i));
-		if (!pfn || !(kpageflags(pfn) & KPF_THP) ||
-		    !(kpageflags(pfn) & (i * page_size() % size ?
-					 KPF_COMPOUND_TAIL : KPF_COMPOUND_HEAD)))
-			return -1;
-	}
 	return 0;
 }
 
@@ -332,6 +334,9 @@ static int poisoned(struct area *a)
 	/* Or they would be lost until the next boot. */
 	if (access(UNPOISON, W_OK))
 		return no(a, UNPOISON);
+	errno = EPERM;
+	if (!getenv("DPUT_DISPOSABLE"))
+		return no(a, "they may be lost, and DPUT_DISPOSABLE is not set");
 	for (i = 0; i < a->nr; i++) {
 		if (code(a->kind, i) != 'x')
 			continue;
@@ -368,6 +373,21 @@ static int uffd_register(struct area *a, uint64_t features, uint64_t mode)
 static int uffd_missing(struct area *a)
 {
 	return uffd_register(a, 0, UFFDIO_REGISTER_MODE_MISSING) < 0 ? -1 : 0;
+}
+
+/* Lost as after a memory error, but by a marker, with no page */
+static int uffd_poisoned(struct area *a)
+{
+	struct uffdio_poison lost = { .range.len = page_size() };
+	int fd = uffd_register(a, UFFD_FEATURE_POISON, UFFDIO_REGISTER_MODE_MISSING);
+	size_t i;
+
+	for (i = 0; fd >= 0 && i < a->nr; i++) {
+		lost.range.start = (unsigned long)page_at(a, i);
+		if (code(a->kind, i) == 'x' && ioctl(fd, UFFDIO_POISON, &lost))
+			return -1;
+	}
+	return fd < 0 ? -1 : 0;
 }
 
 static int uffd_minor(struct area *a)
@@ -535,13 +555,10 @@ KIND(anon_untouched, .pages = "z");
 KIND(anon_zero_page, .pages = "z", .state = read_all);
 KIND(anon_some_written, .pages = "azz");
 KIND(anon_noreserve, .pages = "az", .map = map_noreserve, .has = "nr");
-KIND(anon_16k, .pages = "a", .map = map_folios, .folio = 16 * KB, .state = in_large_folios);
-KIND(anon_64k, .pages = "a", .map = map_folios, .folio = 64 * KB, .nr = 64,
-	.state = in_large_folios);
-KIND(anon_huge, .pages = "a", .map = map_folios, .folio = PMD_SIZED,
-	.state = in_large_folios);
-KIND(anon_huge_zero_page, .pages = "z", .map = map_folios, .folio = PMD_SIZED,
-	.state = read_all);
+KIND(anon_16k, .pages = "a", .map = map_folios, .folio = 16 * KB);
+KIND(anon_64k, .pages = "a", .map = map_folios, .folio = 64 * KB, .nr = 64);
+KIND(anon_huge, .pages = "a", .map = map_folios, .folio = PMD_SIZED);
+KIND(anon_huge_zero_page, .pages = "z", .map = map_huge_zero_page, .folio = PMD_SIZED);
 KIND(heap, .pages = "az", .map = map_heap, .fixed = true);
 KIND(stack, .pages = "a", .map = map_stack, .has = "gd", .fixed = true);
 KIND(growsdown, .pages = "az", .map = map_growsdown, .has = "gd");
@@ -587,6 +604,8 @@ KIND(soft_clean, .pages = "a", .state = soft_clean);
 KIND(poisoned, .pages = "aaax", .state = poisoned, .edge_err = EHWPOISON);
 KIND(lazily_freed, .pages = "a", .advice = MADV_FREE);
 KIND(uffd_missing, .pages = "am", .state = uffd_missing, .has = "um", .blocks = READS);
+KIND(uffd_poisoned, .pages = "aaax", .state = uffd_poisoned, .has = "um",
+	.edge_err = EHWPOISON);
 KIND(uffd_minor, .pages = "fa", .map = map_file, .where = MEMFD, .state = uffd_minor,
 	.has = "ui", .blocks = READS);
 KIND(uffd_wp, .pages = "az", .state = uffd_wp, .has = "uw", .blocks = WRITES);
@@ -855,7 +874,6 @@ static const struct way {
 
 static char swap_path[64];
 static const char *swap_error = "no swap file was made";
-static pid_t owner;
 
 /* A file on the disk that the tests run on */
 static const char *swap_make(void)
@@ -870,7 +888,13 @@ static const char *swap_make(void)
 	close(fd);
 	if (ret || swap_format(swap_path, SWAP_SIZE))
 		return "no room for swap, or the current directory is not on a disk";
-	return NULL;
+	return swap_refused(swap_path);
+}
+
+static void swap_unmake(void)
+{
+	swapoff(swap_path);
+	unlink(swap_path);
 }
 
 static void folio_path(char *path, size_t size, size_t folio)
@@ -885,15 +909,17 @@ static void __attribute__((constructor)) prepare(void)
 	char path[96];
 	int i;
 
-	owner = getpid();
-	if (!dput_supported() || geteuid())
+	if (!dput_supported() || geteuid() || nothing_runs())
 		return;
 	folios[2] = thp_size();
+	undo_also(swap_unmake);
 	swap_error = swap_make();
 	ksm_save();
 	setting_save(HUGETLB);
 	setting_save(THP "enabled");
+	setting_save(THP "defrag");
 	setting_save(THP "khugepaged/defrag");
+	setting_save(THP "use_zero_page");
 	setting_save(NUMAB);
 	setting_save(NUMAB_DEBUG "scan_delay_ms");
 	setting_save(NUMAB_DEBUG "scan_period_min_ms");
@@ -905,18 +931,11 @@ static void __attribute__((constructor)) prepare(void)
 	/* What is there must not change by itself. */
 	setting_write(NUMAB, "0");
 	setting_write(THP "khugepaged/defrag", "0");
+	setting_write(THP "defrag", "always");
 	/* When asked, at once: a process takes these when it is created. */
 	setting_write(NUMAB_DEBUG "scan_delay_ms", "1");
 	setting_write(NUMAB_DEBUG "scan_period_min_ms", "1");
 	setting_write(NUMAB_DEBUG "scan_size_mb", "16");
-}
-
-static void __attribute__((destructor)) cleanup(void)
-{
-	if (getpid() == owner && swap_path[0]) {
-		swapoff(swap_path);
-		unlink(swap_path);
-	}
 }
 
 static const char *folios_prepare(size_t folio)
@@ -1470,6 +1489,8 @@ static int map_shared_file(struct area *a, enum file_where where)
 {
 	int fd = file_open(where);
 
+	if (fd < 0 && where != MEMFD)
+		return no(a, "no file there");
 	return fd < 0 || ftruncate(fd, area_len(a)) ? -1 : map_file_of(a, fd, RW, MAP_SHARED);
 }
 
@@ -1997,7 +2018,7 @@ static long migrated(void)
 
 TEST_F(special, under_migration)
 {
-	long from = migrated(), round;
+	long from = migrated(), round = 0;
 	int nodes[2];
 	pid_t pid;
 
@@ -2005,20 +2026,18 @@ TEST_F(special, under_migration)
 		SKIP(return, "needs two NUMA nodes (numa=fake=2 is as good)");
 	pid = start_migrating(self->src->pid, S, NR);
 	ASSERT_LT(0, pid);
-	/* Until enough pages have been on their way meanwhile */
-	for (round = 0; migrated() < from + 2000; round++) {
+	/* Until enough pages have been on their way meanwhile; they may have been already */
+	do {
 		ASSERT_EQ(0, peer_dput(self->src, S, self->dst, D, self->len, 0));
 		EXPECT_EQ(-1, peer_check(self->dst, D, NR, 0, 1, round ? FIRST : ANON));
 		ASSERT_EQ(0, peer_stamp(self->dst, D, NR, 0, 1, SECOND));
 		EXPECT_EQ(-1, peer_check(self->src, S, NR, 0, 1, round ? FIRST : ANON));
 		ASSERT_EQ(0, peer_stamp(self->src, S, NR, 0, 1, FIRST));
 		EXPECT_EQ(-1, peer_check(self->dst, D, NR, 0, 1, SECOND));
-		if (_metadata->exit_code == KSFT_FAIL)
-			break;
-	}
+		round++;
+	} while (_metadata->exit_code != KSFT_FAIL && migrated() < from + 2000);
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
-	EXPECT_LT(0, round);
 }
 
 /* Who watches the destination's mappings is told that they go. */
@@ -2071,6 +2090,149 @@ TEST_F(special, uffd_event_unmap)
 	EXPECT_EQ(D + self->ps, range[0]);
 	EXPECT_EQ(D + self->len - self->ps, range[1]);
 	EXPECT_EQ(-1, peer_check(self->dst, D, NR - 1, 1, 1, ANON));
+}
+
+static long op_uffd_missing(void *arg)
+{
+	return uffd_missing(arg);
+}
+
+/* No userfaultfd supplies the pages of what has replaced its memory. */
+TEST_F(special, uffd_registration_goes)
+{
+	struct area a = { .addr = D, .nr = NR };
+	unsigned long ps = self->ps;
+	char c = 1;
+
+	ASSERT_EQ(0, peer_map(self->dst, D, self->len, RW));
+	if (peer_call(self->dst, op_uffd_missing, &a, sizeof(a))) {
+		ASSERT_NE(0, a.why[0]);
+		SKIP(return, "%s", a.why);
+	}
+	ASSERT_TRUE(proc_vmflag(self->dst->pid, D, "um"));
+	/* What is around it stays registered. */
+	ASSERT_EQ(0, peer_dput(self->src, S + ps, self->dst, D + ps, self->len - 2 * ps, 0));
+	EXPECT_TRUE(proc_vmflag(self->dst->pid, D, "um"));
+	EXPECT_TRUE(proc_vmflag(self->dst->pid, D + self->len - ps, "um"));
+	ASSERT_FALSE(proc_vmflag(self->dst->pid, D + ps, "um"));
+	ASSERT_EQ(0, peer_madvise(self->dst, D + ps, ps, MADV_DONTNEED));
+	EXPECT_EQ(0, peer_read(self->dst, D + ps, &c, 1));
+	EXPECT_EQ(0, c);
+	EXPECT_EQ(-1, peer_check(self->dst, D, NR - 1, 2, 1, ANON));
+	peer_call(self->dst, op_settle, NULL, 0);
+}
+
+/* A userfaultfd that tells by PAGEMAP_SCAN which pages have been written to */
+static long op_uffd_wp_async(void *arg)
+{
+	struct area *a = arg;
+	struct uffdio_writeprotect wp = {
+		.range = { a->addr, area_len(a) }, .mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	int fd = uffd_register(a, UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED,
+			       UFFDIO_REGISTER_MODE_WP);
+
+	return fd < 0 ? -1 : ioctl(fd, UFFDIO_WRITEPROTECT, &wp);
+}
+
+struct scan {
+	unsigned long addr, len;
+	uint64_t flags;
+};
+
+/* How many regions were written to; -1 and errno */
+static long op_scan(void *arg)
+{
+	struct scan *s = arg;
+	struct page_region regions[4];
+	struct pm_scan_arg scan = {
+		.size = sizeof(scan), .flags = s->flags,
+		.start = s->addr, .end = s->addr + s->len,
+		.vec = (unsigned long)regions, .vec_len = ARRAY_SIZE(regions),
+		.category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN,
+	};
+	int fd = open("/proc/self/pagemap", O_RDONLY), err;
+	long ret = ioctl(fd, PAGEMAP_SCAN, &scan);
+
+	err = errno;
+	close(fd);
+	errno = err;
+	return ret;
+}
+
+/* Who asks that way finds that the image is not tracked, rather than not written to. */
+TEST_F(special, uffd_tracking_goes)
+{
+	struct area a = { .addr = D, .nr = NR };
+	struct scan all = { D, self->len, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC };
+	struct scan tracked = { D, self->len, PM_SCAN_WP_MATCHING };
+
+	ASSERT_EQ(0, peer_map(self->dst, D, self->len, RW));
+	ASSERT_EQ(0, peer_stamp(self->dst, D, NR, 0, 1, OLD));
+	if (peer_call(self->dst, op_uffd_wp_async, &a, sizeof(a))) {
+		ASSERT_NE(0, a.why[0]);
+		SKIP(return, "%s", a.why);
+	}
+	ASSERT_EQ(0, peer_call(self->dst, op_scan, &all, sizeof(all)));
+	ASSERT_EQ(0, peer_stamp(self->dst, D, NR, 3, 4, OLD));
+	ASSERT_EQ(4, peer_call(self->dst, op_scan, &all, sizeof(all)));
+
+	ASSERT_EQ(0, peer_dput(self->src, S, self->dst, D, self->len, 0));
+	EXPECT_EQ(-1, peer_call(self->dst, op_scan, &all, sizeof(all)));
+	EXPECT_EQ(EPERM, errno);
+	EXPECT_EQ(0, peer_call(self->dst, op_scan, &tracked, sizeof(tracked)));
+	EXPECT_EQ(-1, peer_check(self->dst, D, NR, 0, 1, ANON));
+	peer_call(self->dst, op_settle, NULL, 0);
+}
+
+/* Take a range away from this thread by a key, and give it back. */
+static long op_take_away(void *arg)
+{
+	unsigned long *a = arg;
+	int key = syscall(__NR_pkey_alloc, 0, PKEY_DISABLE_ACCESS);
+
+	return key < 0 ? -1 : syscall(__NR_pkey_mprotect, a[0], a[1], RW, key);
+}
+
+static long op_give_back(void *arg)
+{
+	unsigned long *a = arg;
+
+	return syscall(__NR_pkey_mprotect, a[0], a[1], RW, 0);
+}
+
+/* What a thread may do by protection keys, its own calls and others' can do anyway. */
+TEST_F(special, pkey_rights)
+{
+	unsigned long s[] = { S, self->len }, d[] = { D, self->len };
+	/* The first and the last word of the range, and the ones beyond them */
+	const size_t at[] = { 0, 8, self->len - 8 };
+	const uint64_t who[] = { 0, ANON, OLD };
+	uint64_t v;
+	int i;
+
+	ASSERT_EQ(0, peer_map(self->dst, D, self->len, RW));
+	ASSERT_EQ(0, peer_stamp(self->dst, D, NR, 0, 1, OLD));
+	if (peer_call(self->src, op_take_away, s, sizeof(s)))
+		SKIP(return, "no protection keys: %s", strerror(errno));
+	ASSERT_EQ(0, peer_call(self->dst, op_take_away, d, sizeof(d)));
+	/* The caller may not use a key of these numbers either. */
+	while (syscall(__NR_pkey_alloc, 0, PKEY_DISABLE_ACCESS) >= 0)
+		;
+	ASSERT_FALSE(peer_readable(self->src, S));
+	ASSERT_FALSE(peer_readable(self->dst, D));
+	/* One page has to be faulted in. */
+	ASSERT_EQ(0, peer_madvise(self->dst, D, self->ps, MADV_DONTNEED));
+	EXPECT_EQ(0, peer_dput(self->src, S + 8, self->dst, D + 8, self->len - 16, 0))
+		TH_LOG("dput: %s", strerror(errno));
+	ASSERT_EQ(0, peer_call(self->src, op_give_back, s, sizeof(s)));
+	ASSERT_EQ(0, peer_call(self->dst, op_give_back, d, sizeof(d)));
+	EXPECT_EQ(-1, peer_check(self->dst, D, NR - 1, 1, 1, ANON));
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, peer_read(self->dst, D + at[i], &v, sizeof(v)));
+		EXPECT_EQ(who[i], v >> 48)
+			TH_LOG("at %zu", at[i]);
+	}
 }
 
 static long op_mdwe(void *arg)
@@ -2153,6 +2315,8 @@ TEST_F(special, poisoned_edge)
 
 	if (access(UNPOISON, W_OK))
 		SKIP(return, UNPOISON ": %s", strerror(errno));
+	if (!getenv("DPUT_DISPOSABLE"))
+		SKIP(return, "the page may be lost: DPUT_DISPOSABLE is not set");
 	if (peer_call(self->src, op_poison, &addr, sizeof(addr))) {
 		ASSERT_EQ(EINVAL, errno);
 		SKIP(return, "no MADV_HWPOISON");
@@ -2166,6 +2330,65 @@ TEST_F(special, poisoned_edge)
 	ASSERT_EQ(0, peer_dput(self->dst, D, self->src, S, self->ps, 0));
 	EXPECT_EQ(-1, peer_check(self->src, S, 1, 0, 1, OLD));
 	peer_call(self->src, op_unpoison, NULL, 0);
+}
+
+static long op_uffd_poison(void *arg)
+{
+	struct area *a = arg;
+	struct uffdio_poison lost = { .range = { a->addr, area_len(a) } };
+	int fd = uffd_register(a, UFFD_FEATURE_POISON, UFFDIO_REGISTER_MODE_MISSING);
+
+	return fd < 0 ? -1 : ioctl(fd, UFFDIO_POISON, &lost);
+}
+
+/* What a userfaultfd says is lost is so in each copy, until it is not any more. */
+TEST_F(special, poisoned_by_userfaultfd)
+{
+	unsigned long ps = self->ps, lost = 3 * ps;
+	struct area a = { .addr = S + lost, .nr = 1 };
+	struct mce m;
+	int round;
+	char c = 1;
+
+	ASSERT_EQ(0, peer_madvise(self->src, S + lost, ps, MADV_DONTNEED));
+	if (peer_call(self->src, op_uffd_poison, &a, sizeof(a))) {
+		ASSERT_NE(0, a.why[0]);
+		SKIP(return, "%s", a.why);
+	}
+	for (round = 0; round < 2; round++) {
+		/* The first time anew, and then over an older copy */
+		ASSERT_EQ(0, peer_dput(self->src, S, self->dst, D, self->len, 0));
+		EXPECT_EQ(-1, peer_check(self->dst, D, 3, 0, 1, ANON));
+		EXPECT_EQ(-1, peer_check(self->dst, D, NR, 4, 1, ANON));
+		ASSERT_EQ(0, peer_mce_early(self->src, false));
+		ASSERT_EQ(0, peer_mce_early(self->dst, false));
+		m.addr = S + lost;
+		ASSERT_EQ(0, peer_mce_probe(self->src, &m));
+		EXPECT_EQ(1, m.count);
+		EXPECT_EQ(BUS_MCEERR_AR, m.code);
+		m.addr = D + lost;
+		ASSERT_EQ(0, peer_mce_probe(self->dst, &m));
+		EXPECT_EQ(1, m.count);
+		EXPECT_EQ(BUS_MCEERR_AR, m.code);
+		EXPECT_EQ(D + lost, m.addr);
+		/* Its bytes are nobody's, on either side. */
+		EXPECT_EQ(-1, peer_dput(self->src, S, self->dst, D, lost + 8, 0));
+		EXPECT_EQ(EHWPOISON, errno);
+		EXPECT_EQ(-1, peer_dput(self->src, S + lost + ps + 8, self->dst, D + lost + 8,
+					16, 0));
+		EXPECT_EQ(EHWPOISON, errno);
+		ASSERT_EQ(0, peer_stamp(self->dst, D, NR, 4, 1, OLD));
+	}
+	/* The marker goes with what the source has there. */
+	peer_call(self->src, op_settle, NULL, 0);
+	ASSERT_EQ(0, peer_madvise(self->src, S + lost, ps, MADV_DONTNEED));
+	ASSERT_EQ(0, peer_dput(self->src, S, self->dst, D, self->len, 0));
+	m.addr = D + lost;
+	ASSERT_EQ(0, peer_mce_probe(self->dst, &m));
+	EXPECT_EQ(0, m.count);
+	EXPECT_EQ(0, peer_read(self->dst, D + lost, &c, 1));
+	EXPECT_EQ(0, c);
+	EXPECT_EQ(-1, peer_check(self->dst, D, NR, 4, 1, ANON));
 }
 
 TEST_HARNESS_MAIN

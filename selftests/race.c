@@ -20,8 +20,6 @@
 #define SRC		(ARENA + 64 * page_size())
 #define DST		(ARENA + (1UL << 26) + 7 * page_size())
 
-#define THP_ENABLED	"/sys/kernel/mm/transparent_hugepage/enabled"
-
 /* More than DPUT_ITERATIONS may need: who runs it has a deadline of its own. */
 #define LONG		14400
 
@@ -36,12 +34,21 @@ static long env_number(const char *name, long def)
 /* How often, where @def is a number for a slow machine */
 static long iterations(long def)
 {
-	return def * env_number("DPUT_ITERATIONS", 100) / 100;
+	long n = def * env_number("DPUT_ITERATIONS", 100) / 100;
+
+	return n > 0 ? n : 1;
 }
 
+/* In the log of each test that it is for, with what else belongs to that test */
 static unsigned int seed(void)
 {
-	return env_number("DPUT_SEED", 1);
+	unsigned int n = env_number("DPUT_SEED", 1);
+	static bool said;
+
+	if (!said && getenv("DPUT_SEED"))
+		fprintf(stderr, "# DPUT_SEED=%u\n", n);
+	said = true;
+	return n;
 }
 
 /*
@@ -51,12 +58,6 @@ static unsigned int seed(void)
 static long differ(struct peer *p, unsigned long addr, size_t len, long round)
 {
 	return round & 1 ? peer_madvise(p, addr, len, MADV_RANDOM) : 0;
-}
-
-static void __attribute__((constructor)) say_seed(void)
-{
-	if (getenv("DPUT_SEED"))
-		printf("# DPUT_SEED=%u\n", seed());
 }
 
 /*
@@ -187,23 +188,26 @@ TEST_F_TIMEOUT(instant, writers, LONG)
 	size_t len = PAGES * page_size(), size = len;
 	unsigned long src = SRC, dst = DST, last[WRITERS] = {};
 	long i, n = iterations(300), huge = 0;
+	const char *reason;
 	struct image im;
 	int pg, w;
 
 	if (variant->huge) {
 		src = ARENA + (1UL << 28);
 		size = thp_size();
-		if (!size || setting_write(THP_ENABLED, "madvise"))
-			SKIP(return, "no transparent huge pages, or too big ones");
+		reason = folios_enable(size);
+		if (reason)
+			SKIP(return, "%s", reason);
 	}
 	if (variant->whole) {
 		dst = ARENA + (1UL << 29);
 		len = size;
 		n = iterations(50);
 	}
-	ASSERT_EQ(0, peer_map(self->src, src, size, RW));
 	if (variant->huge)
-		ASSERT_EQ(0, peer_madvise(self->src, src, size, MADV_HUGEPAGE));
+		NEED_LARGE(folios_map(self->src, src, size, size));
+	else
+		ASSERT_EQ(0, peer_map(self->src, src, size, RW));
 	ASSERT_EQ(0, peer_call(self->src, op_start_writers, &src, sizeof(src)));
 	for (i = 0; i < n; i++) {
 		/* The writers break it up each time. */
@@ -341,26 +345,30 @@ TEST_F_TIMEOUT(sides, write, LONG)
 	struct peer *dst = variant->dst_child ? &self->a : &self->me;
 	struct side from = { .addr = SRC }, to = { .addr = DST, .nr = 1 }, now;
 	size_t len = SIDE_PAGES * page_size(), size = len;
-	long i, n = iterations(100);
+	long i, n = iterations(100), huge = 0;
+	const char *reason;
 	int pg;
 
 	if (variant->huge) {
 		size = thp_size();
-		if (!size || setting_write(THP_ENABLED, "madvise"))
-			SKIP(return, "no transparent huge pages, or too big ones");
+		reason = folios_enable(size);
+		if (reason)
+			SKIP(return, "%s", reason);
 		from.addr = ARENA + (1UL << 28);
 		to.addr = ARENA + (1UL << 29);
 	}
-	ASSERT_EQ(0, peer_map(src, from.addr, size, RW));
 	if (variant->huge)
-		ASSERT_EQ(0, peer_madvise(src, from.addr, size, MADV_HUGEPAGE));
+		NEED_LARGE(folios_map(src, from.addr, size, size));
+	else
+		ASSERT_EQ(0, peer_map(src, from.addr, size, RW));
 	ASSERT_EQ(0, peer_stamp(src, from.addr, 1, 0, 1, 1));
 	ASSERT_EQ(0, peer_dput(src, from.addr, dst, to.addr, size, 0));
 	ASSERT_EQ(0, peer_call(src, op_side_start, &from, sizeof(from)));
 	ASSERT_EQ(0, peer_call(dst, op_side_start, &to, sizeof(to)));
 	for (i = 0; i < n; i++) {
-		/* Now and then on the whole of it, and anew. */
+		/* Now and then on the whole of it, and anew; what was huge is broken up. */
 		if (i % 10 == 0 && variant->huge) {
+			huge += !peer_madvise(src, from.addr, size, MADV_COLLAPSE);
 			ASSERT_EQ(0, peer_dput(src, from.addr, dst, to.addr, size, 0));
 		}
 		ASSERT_EQ(0, differ(dst, to.addr, len, i));
@@ -382,6 +390,8 @@ TEST_F_TIMEOUT(sides, write, LONG)
 	}
 	/* The source's numbers were different ones each time. */
 	EXPECT_LT(1, to.word[0]);
+	if (variant->huge)
+		TH_LOG("%ld times huge again", huge);
 }
 
 /*
@@ -502,26 +512,32 @@ TEST_F_TIMEOUT(seen, by_the_destination, LONG)
 	struct peer *dst = variant->dst_child ? &self->a : &self->me;
 	struct seen from = { .addr = SRC, .step = page_size() }, to;
 	size_t len = SEEN_PAGES * page_size();
-	long i, n = iterations(100);
+	long i, n = iterations(100), huge = 0;
+	const char *reason;
 
 	to = from;
 	to.addr = DST;
 	if (variant->huge) {
 		len = thp_size();
-		if (!len || setting_write(THP_ENABLED, "madvise"))
-			SKIP(return, "no transparent huge pages, or too big ones");
+		reason = folios_enable(len);
+		if (reason)
+			SKIP(return, "%s", reason);
 		from.addr = ARENA + (1UL << 28);
 		to.addr = ARENA + (1UL << 29);
 		from.step = len / SEEN_PAGES;
 		to.step = from.step;
 	}
-	ASSERT_EQ(0, peer_map(src, from.addr, len, RW));
 	if (variant->huge)
-		ASSERT_EQ(0, peer_madvise(src, from.addr, len, MADV_HUGEPAGE));
+		NEED_LARGE(folios_map(src, from.addr, len, len));
+	else
+		ASSERT_EQ(0, peer_map(src, from.addr, len, RW));
 	for (i = 0; i < n; i++) {
 		from.image = i + 1;
 		to.image = from.image;
 		ASSERT_EQ(0, peer_call(src, op_seen_write, &from, sizeof(from)));
+		/* Writing to what is shared has broken it up. */
+		if (variant->huge && i % 3 == 2)
+			huge += !peer_madvise(src, from.addr, len, MADV_COLLAPSE);
 		/* One time new mappings, one time the old ones with other pages */
 		if (i)
 			ASSERT_EQ(0, differ(dst, to.addr, len, i));
@@ -533,6 +549,8 @@ TEST_F_TIMEOUT(seen, by_the_destination, LONG)
 			TH_LOG("round %ld", i);
 	}
 	EXPECT_EQ(0, peer_call(dst, op_see_no_more, NULL, 0));
+	if (variant->huge)
+		TH_LOG("%ld times huge again", huge);
 }
 
 /* Opposite directions at once: neither waits for the other for ever. */
@@ -1023,38 +1041,63 @@ TEST_F_TIMEOUT(end, execve, LONG)
 	}
 }
 
+/* Does the address space go as far as this? Something may be mapped there. */
+static bool is_inside(unsigned long addr)
+{
+	void *p = mmap((void *)addr, page_size(), PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	if (p == MAP_FAILED)
+		return errno == EEXIST;
+	munmap(p, page_size());
+	return p == (void *)addr;
+}
+
 /*
  * Where execve() sets up the stack, before it moves it to a random address:
  * STACK_TOP_MAX, or 0 if it is not known.
  */
 static unsigned long stack_top(void)
 {
-#if defined(__x86_64__)
-	return (1UL << 47) - page_size();
-#elif defined(__aarch64__)
-	return 1UL << 48;
-#elif defined(__riscv) && __riscv_xlen == 64
-	/* By the levels of page tables that the machine has */
-	static const int bits[] = { 56, 47, 38 };
-	unsigned long len = page_size(), top;
-	size_t i;
-	void *p;
+	unsigned long ps = page_size();
+#if __SIZEOF_LONG__ == 4
+	unsigned long top, step = 1UL << 24;
 
-	for (i = 0; i < ARRAY_SIZE(bits); i++) {
-		top = 1UL << bits[i];
-		p = mmap((void *)(top - len), len, PROT_NONE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-		if (p != MAP_FAILED)
-			munmap(p, len);
-		if (p != MAP_FAILED || errno == EEXIST)
+	/* The end of the address space, to the page */
+	for (top = -step; top && !is_inside(top - ps); top -= step)
+		;
+	for (; top && step >= ps; step /= 2)
+		if (is_inside(top + step - ps))
+			top += step;
+	/* If it goes that far, the kernel has 64 bits, and the stack is beyond it. */
+	return top <= 0xf0000000UL ? top : 0;
+#else
+	/* Of what may be, by the levels of page tables that the machine has */
+	static const unsigned char bits[] = {
+#if defined(__x86_64__)
+		56, 47,
+#elif defined(__aarch64__)
+		/* More than 48 have to be asked for. */
+		48, 47, 42, 39, 36,
+#elif defined(__riscv)
+		56, 47, 38,
+#elif defined(__s390x__)
+		42,
+#endif
+		0
+	};
+	size_t i;
+
+	for (i = 0; bits[i]; i++) {
+		unsigned long top = 1UL << bits[i];
+
+#ifdef __x86_64__
+		/* Some processors cannot have code in the last page. */
+		top -= ps;
+#endif
+		if (is_inside(top - ps))
 			return top;
 	}
-	return 0;
-#elif defined(__s390x__)
-	return 1UL << 42;
-#elif __SIZEOF_LONG__ == 4
-	return 0xc0000000UL;
-#else
 	return 0;
 #endif
 }
@@ -1091,8 +1134,7 @@ static void __attribute__((constructor)) prepare(void)
 	swap_prepare();
 	cgroup_prepare();
 	ksm_save();
-	if (thp_size())
-		setting_save(THP_ENABLED);
+	folios_save();
 }
 
 static bool stop_and_go(pid_t pid)

@@ -11,7 +11,6 @@
 #include <pthread.h>
 #include "dput_util.h"
 
-#define THP	"/sys/kernel/mm/transparent_hugepage/"
 #define SRC	(ARENA + (1UL << 28))
 #define DST	(ARENA + (3UL << 28))
 
@@ -29,6 +28,7 @@ FIXTURE(refresh)
 	unsigned long ps, s, d;
 	size_t npages, len;
 	char *a, *b;		/* room to compare in */
+	const char *no_cgroup;	/* why there is none */
 };
 
 FIXTURE_VARIANT(refresh)
@@ -60,18 +60,9 @@ REFRESH_VARIANT(FORKED, HUGE, 0);
 REFRESH_VARIANT(PUT, FROM_FILE, 0);
 REFRESH_VARIANT(WITHIN, FROM_FILE, 5);
 
-static char pmd_enabled[128];
-
 static void __attribute__((constructor)) prepare(void)
 {
-	if (thp_size()) {
-		snprintf(pmd_enabled, sizeof(pmd_enabled),
-			 THP "hugepages-%zukB/enabled", thp_size() >> 10);
-		setting_save(THP "enabled");
-		setting_save(THP "defrag");
-		setting_save(THP "khugepaged/defrag");
-		setting_save(pmd_enabled);
-	}
+	folios_save();
 	if (dput_supported())
 		swap_prepare();
 	cgroup_prepare();
@@ -179,21 +170,16 @@ FIXTURE_SETUP(refresh)
 
 	if (!dput_supported())
 		SKIP(return, "no dput()");
-	reason = cgroup_enter();
-	if (reason)
-		SKIP(return, "%s", reason);
+	/* Before there is any memory; it is for the tests that reclaim it. */
+	self->no_cgroup = cgroup_enter();
 	self->ps = page_size();
 	self->npages = SMALL_PAGES;
 	self->s = SRC + SMALL_OFFSET * self->ps;
 	self->d = DST + SMALL_OFFSET * self->ps;
 	if (variant->kind == HUGE) {
-		if (!thp_size())
-			SKIP(return, "no transparent huge pages");
-		if (setting_write(THP "enabled", "madvise"))
-			SKIP(return, "cannot change the settings of huge pages: needs root");
-		setting_write(THP "defrag", "always");
-		setting_write(THP "khugepaged/defrag", "0");
-		setting_write(pmd_enabled, "inherit");
+		reason = folios_enable(thp_size());
+		if (reason)
+			SKIP(return, "%s", reason);
 		self->npages = 2 * thp_size() / self->ps;
 		self->s = SRC;
 		self->d = DST;
@@ -224,11 +210,10 @@ FIXTURE_SETUP(refresh)
 		file.len = self->len;
 		ASSERT_EQ(0, peer_call(self->src, map_file, &file, sizeof(file)));
 		ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 2, 1));
+	} else if (variant->kind == HUGE) {
+		NEED_LARGE(folios_map(self->src, self->s, self->len, thp_size()));
 	} else {
 		ASSERT_EQ(0, peer_map(self->src, self->s, self->len, RW));
-		if (variant->kind == HUGE)
-			ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len,
-						  MADV_HUGEPAGE));
 		ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 1));
 	}
 	if (variant->dir == FORKED) {
@@ -355,7 +340,7 @@ TEST_F(refresh, guards)
 
 TEST_F(refresh, swapped_out)
 {
-	const char *reason = swap_missing();
+	const char *reason = swap_missing() ?: self->no_cgroup;
 	int i;
 
 	if (reason)
@@ -423,12 +408,73 @@ TEST_F(refresh, kept)
 	ASSERT_TRUE(same(_metadata, self));
 }
 
+/* How many of the pages are soft-dirty; some may never have been touched. */
+static size_t soft_dirty(struct peer *p, unsigned long addr, size_t npages)
+{
+	size_t i, n = 0;
+
+	for (i = 0; i < npages; i++)
+		n += !!(proc_pagemap(p->pid, addr + i * page_size()) & PM_SOFT_DIRTY);
+	return n;
+}
+
+static int clear_soft_dirty(pid_t pid)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d/clear_refs", pid);
+	return setting_write(path, "4");
+}
+
+/* Who tracks the destination sees that all of it may have changed, as with a new copy. */
+TEST_F(refresh, soft_dirty)
+{
+	const size_t n = self->npages;
+	const size_t one[] = { n / 2, 7 };	/* the second one was never touched */
+	int i;
+
+	if (!soft_dirty(self->src, self->s, 1))
+		SKIP(return, "soft-dirty tracking is not supported");
+	if (variant->kind != HUGE)
+		ASSERT_EQ(0, peer_madvise(self->src, self->s + 5 * self->ps, 9 * self->ps,
+					  MADV_DONTNEED));
+	ASSERT_EQ(0, again(self));
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, clear_soft_dirty(self->src->pid));
+		ASSERT_EQ(0, clear_soft_dirty(self->dst->pid));
+		ASSERT_EQ(0, soft_dirty(self->src, self->s, n));
+		ASSERT_EQ(0, soft_dirty(self->dst, self->d, n));
+		if (i)
+			ASSERT_EQ(0, peer_stamp(self->src, self->s, n, n - 1, 1, 2));
+		ASSERT_EQ(0, again(self));
+		EXPECT_EQ(n, soft_dirty(self->dst, self->d, n));
+		EXPECT_EQ(i, soft_dirty(self->src, self->s, n) > 0);
+		ASSERT_TRUE(same(_metadata, self));
+	}
+	/* In the middle of the copy, which may stay clean around it */
+	for (i = 0; i < 2; i++) {
+		const unsigned long off = one[i] * self->ps;
+
+		ASSERT_EQ(0, clear_soft_dirty(self->dst->pid));
+		ASSERT_EQ(0, soft_dirty(self->dst, self->d, n));
+		ASSERT_EQ(0, peer_dput(self->src, self->s + off, self->dst, self->d + off,
+				       self->ps, 0));
+		EXPECT_EQ(1, soft_dirty(self->dst, self->d + off, 1));
+		ASSERT_TRUE(same(_metadata, self));
+	}
+	EXPECT_REFRESHED();
+}
+
 /*
  * Pages that the source gives up belong to the copy as well, and must not be
  * taken from it; also where it is fork() that made the copy.
  */
 TEST_F(refresh, lazily_freed)
 {
+	const char *reason = self->no_cgroup;
+
+	if (reason)
+		SKIP(return, "%s", reason);
 	if (variant->kind == FROM_FILE)
 		SKIP(return, "MADV_FREE is for anonymous memory");
 	ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
@@ -438,27 +484,34 @@ TEST_F(refresh, lazily_freed)
 	ASSERT_EQ(0, again(self));
 	ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
 	ASSERT_EQ(0, again(self));
-	cgroup_reclaim("16M");
+	reason = cgroup_reclaim_given_up();
 	ASSERT_EQ(-1, peer_check(self->dst, self->d, self->npages, 0, 1, 5));
+	if (reason)
+		SKIP_REST(return, "%s", reason);
 }
 
 /* fork() copies what was given up as it is, to be dropped; dput() for good. */
 TEST_F(refresh, forked_when_lazily_freed)
 {
+	const char *reason = self->no_cgroup;
 	struct peer child;
 
+	if (reason)
+		SKIP(return, "%s", reason);
 	if (variant->kind == FROM_FILE)
 		SKIP(return, "MADV_FREE is for anonymous memory");
 	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 5));
 	ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
 	ASSERT_EQ(0, peer_fork(self->src, &child));
 	ASSERT_EQ(0, peer_dput(self->src, self->s, &child, self->s, self->len, 0));
-	cgroup_reclaim("16M");
+	reason = cgroup_reclaim_given_up();
 	EXPECT_EQ(-1, peer_check(&child, self->s, self->npages, 0, 1, 5));
 	if (self->src == &self->me)
 		peer_stop(&child);
 	else
 		peer_stop_child(self->src, &child);
+	if (reason)
+		SKIP_REST(return, "%s", reason);
 }
 
 /*
@@ -473,6 +526,8 @@ TEST_F(refresh, migrated)
 	int round, way, nodes[2];
 	pid_t pid[2];
 
+	if (geteuid())
+		SKIP(return, "needs root");
 	if (memory_nodes(nodes) < 2)
 		SKIP(return, "needs two NUMA nodes (numa=fake=2 is as good)");
 	for (way = 0; way < 2; way++) {
@@ -503,6 +558,8 @@ TEST_F(refresh, pinned)
 
 	if (self->src != &self->me)
 		SKIP(return, "it is the test that pins");
+	if (!proc_pfn(self->src->pid, page))
+		SKIP(return, "page frame numbers are hidden: needs root");
 	ring = pin_memory(page, 4 * self->ps);
 	if (ring < 0)
 		SKIP(return, "io_uring: %s", strerror(errno));
@@ -695,12 +752,13 @@ TEST(neighbours_fault)
 		int i, err;
 
 		for (i = 0; i < 2; i++)
-			ASSERT_EQ(n.places[i], mmap(n.places[i], near, PROT_READ,
-				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+			ASSERT_TRUE(n.places[i] == mmap(n.places[i], near, PROT_READ, MAP_PRIVATE |
+							MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+							-1, 0));
 		s = n.places[0] + near;
 		d = n.places[1] + near;
-		ASSERT_EQ(s, mmap(s, len, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
-				  MAP_FIXED_NOREPLACE, -1, 0));
+		ASSERT_TRUE(s == mmap(s, len, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
+				      MAP_FIXED_NOREPLACE, -1, 0));
 		memset(s + touched, 1, ps);
 		ASSERT_EQ(0, peer_dput(&me, (long)s, &me, (long)d, len, 0));
 		memset(s + touched, 2, ps);
@@ -710,7 +768,7 @@ TEST(neighbours_fault)
 		err = peer_dput(&me, (long)s, &me, (long)d, len, 0);
 		ASSERT_EQ(0, pthread_join(thread, &wrong));
 		ASSERT_EQ(0, err);
-		ASSERT_EQ(NULL, wrong);
+		ASSERT_TRUE(!wrong);
 		ASSERT_EQ(0, memcmp(s + touched, d + touched, ps));
 		ASSERT_EQ(2, d[touched]);
 		/* Nothing came to where there was nothing. */

@@ -15,7 +15,6 @@
 #include <time.h>
 #include "dput_util.h"
 
-#define THP		"/sys/kernel/mm/transparent_hugepage/"
 #define MAX_SHARES	8
 #define MAX_PAGES	512
 
@@ -25,18 +24,22 @@ static void __attribute__((constructor)) prepare(void)
 {
 	nr_nodes = memory_nodes(nodes);
 	ksm_save();
-	setting_save(THP "enabled");
-	setting_save(THP "khugepaged/defrag");
+	folios_save();
 	setting_save("/proc/sys/kernel/numa_balancing");
 }
 
 /* NULL, or why nothing can be shown here */
 static const char *why_not(void)
 {
+	int here = 0;
+
 	if (!dput_supported())
 		return "dput() is not supported";
 	if (geteuid())
 		return "needs root";
+	/* In a user namespace, root is not told. */
+	if (!proc_pfn(getpid(), (unsigned long)&here))
+		return "cannot see page frame numbers";
 	/* No one else is to move pages. */
 	setting_write("/proc/sys/kernel/numa_balancing", "0");
 	return NULL;
@@ -93,6 +96,7 @@ struct situation {
 	unsigned long ps;
 	int shift;		/* by how many pages the places are misaligned */
 	bool huge;
+	const char *why;	/* there are no huge pages */
 };
 
 #define AT(_n)	(ARENA + (_n) * ((1UL << 28) + s->shift * s->ps))
@@ -107,8 +111,11 @@ static int fresh(struct situation *s, struct peer *p, unsigned long addr, size_t
 {
 	size_t len = npages * s->ps;
 
-	if (peer_map(p, addr, len, RW) ||
-	    peer_madvise(p, addr, len, s->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
+	if (s->huge) {
+		s->why = folios_map(p, addr, len, thp_size());
+		return s->why ? -1 : 0;
+	}
+	if (peer_map(p, addr, len, RW) || peer_madvise(p, addr, len, MADV_NOHUGEPAGE))
 		return -1;
 	return peer_stamp(p, addr, npages, 0, 1, 1);
 }
@@ -463,6 +470,7 @@ FIXTURE_SETUP(migrate)
 {
 	const char *reason = why_not() ?: no_nodes();
 	struct situation *s = &self->s;
+	int err;
 
 	if (reason)
 		SKIP(return, "%s", reason);
@@ -473,17 +481,19 @@ FIXTURE_SETUP(migrate)
 	if (s->huge) {
 		s->npages = thp_size() / s->ps;
 		if (!s->npages || s->npages > MAX_PAGES)
-			SKIP(return, "no transparent huge pages");
-		if (setting_write(THP "enabled", "madvise"))
-			SKIP(return, "cannot enable transparent huge pages");
-		setting_write(THP "khugepaged/defrag", "0");
+			SKIP(return, "no transparent huge pages, or too big ones");
+		reason = folios_enable(thp_size());
+		if (reason)
+			SKIP(return, "%s", reason);
 	}
 	s->len = s->npages * s->ps;
 	peer_self(&s->me);
 	ASSERT_EQ(0, peer_start(&s->a));
 	ASSERT_EQ(0, peer_start(&s->b));
 	ASSERT_EQ(0, peer_start(&s->c));
-	ASSERT_EQ(0, variant->build(s))
+	err = variant->build(s);
+	NEED_LARGE(s->why);
+	ASSERT_EQ(0, err)
 		TH_LOG("%s", strerror(errno));
 }
 
@@ -1003,6 +1013,8 @@ TEST_F(ksm, memory_failure)
 
 	if (access(HWPOISON "corrupt-pfn", W_OK))
 		SKIP(return, "no debugfs file to let memory fail by");
+	if (!getenv("DPUT_DISPOSABLE"))
+		SKIP(return, "the page may be lost: DPUT_DISPOSABLE is not set");
 	pfn = share_pfn(s, 1, 0);
 	ASSERT_NE(0, kpageflags(pfn) & KPF_KSM);
 	/* Pages 0 and 1 are alike. */

@@ -11,9 +11,6 @@
 #define AT(_n)		(ARENA + (_n) * ((1UL << 28) + 5 * page_size()))
 #define MTHP_SIZE	mthp_size()
 
-static char pmd_enabled[128];
-static char mthp_enabled[128];
-
 static void __attribute__((constructor)) prepare(void)
 {
 	if (dput_supported())
@@ -22,15 +19,7 @@ static void __attribute__((constructor)) prepare(void)
 	ksm_save();
 	setting_save("/proc/sys/vm/page-cluster");
 	setting_save(MAX_MAP_COUNT);
-	mthp_setting(mthp_enabled, sizeof(mthp_enabled));
-	setting_save(THP "enabled");
-	setting_save(THP "khugepaged/defrag");
-	setting_save(mthp_enabled);
-	if (thp_size()) {
-		snprintf(pmd_enabled, sizeof(pmd_enabled),
-			 THP "hugepages-%zukB/enabled", thp_size() >> 10);
-		setting_save(pmd_enabled);
-	}
+	folios_save();
 }
 
 enum kind { SMALL, MTHP, PMD };
@@ -64,19 +53,17 @@ SWAP_VARIANTS(SMALL);
 SWAP_VARIANTS(MTHP);
 SWAP_VARIANTS(PMD);
 
+static size_t folio_size(enum kind kind)
+{
+	return kind == PMD ? thp_size() : MTHP_SIZE;
+}
+
 static const char *kind_prepare(enum kind kind)
 {
-	if (access(THP, F_OK))
-		return kind == SMALL ? NULL : "no transparent huge pages";
-	if (kind == PMD && !thp_size())
-		return "too big transparent huge pages";
-	if (setting_write(THP "enabled", kind == SMALL ? "never" : "madvise"))
+	if (kind != SMALL)
+		return folios_enable(folio_size(kind));
+	if (!access(THP, F_OK) && setting_write(THP "enabled", "never"))
 		return "cannot change the settings of huge pages";
-	setting_write(THP "khugepaged/defrag", "0");
-	if (pmd_enabled[0])
-		setting_write(pmd_enabled, kind == PMD ? "inherit" : "never");
-	if (setting_write(mthp_enabled, kind == MTHP ? "madvise" : "never") && kind == MTHP)
-		return "no small huge pages";
 	return NULL;
 }
 
@@ -103,11 +90,12 @@ FIXTURE_SETUP(swap)
 	self->dst = variant->dst_child ? &self->a : &self->me;
 	self->s = AT(0);
 	self->d = AT(1);
-	ASSERT_EQ(0, peer_map(self->src, self->s, self->len, RW));
-	if (variant->kind != SMALL) {
-		ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_HUGEPAGE));
+	if (variant->kind == SMALL) {
+		ASSERT_EQ(0, peer_map(self->src, self->s, self->len, RW));
+		ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 1));
+	} else {
+		NEED_LARGE(folios_map(self->src, self->s, self->len, folio_size(variant->kind)));
 	}
-	ASSERT_EQ(0, peer_stamp(self->src, self->s, self->npages, 0, 1, 1));
 	ASSERT_EQ(0, swap_on())
 		TH_LOG("swapon: %s", strerror(errno));
 }
@@ -310,13 +298,14 @@ TEST_F(swap, reclaim_and_swapoff)
 /* What the source gives up by MADV_FREE, its copy keeps */
 TEST_F(swap, lazily_freed)
 {
-	int i;
+	const char *reason;
 
 	ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
 	DPUT(self->src, self->s, self->dst, self->d);
-	for (i = 0; i < 20; i++)
-		cgroup_reclaim("16M");
+	reason = cgroup_reclaim_given_up();
 	CHECK(self->dst, self->d, 0, 1, 1);
+	if (reason)
+		SKIP_REST(return, "%s", reason);
 }
 
 /* The same in the middle of a migration: an entry for that cannot be dirty */
@@ -324,13 +313,14 @@ TEST_F(swap, lazily_freed)
 TEST_F_TIMEOUT(swap, lazily_freed_while_migrated, 900)
 {
 	time_t until = time(NULL) + 60;
-	int round, i, nodes[2];
+	const char *reason = NULL;
+	int round, nodes[2];
 	pid_t pid;
 	long from;
 
 	if (memory_nodes(nodes) < 2)
 		SKIP(return, "needs two NUMA nodes (numa=fake=2 is as good)");
-	for (round = 0; round < 30 && (round < 5 || time(NULL) < until); round++) {
+	for (round = 0; !reason && round < 30 && (round < 5 || time(NULL) < until); round++) {
 		STAMP(self->src, self->s, 0, 1, 1);
 		ASSERT_EQ(0, peer_madvise(self->src, self->s, self->len, MADV_FREE));
 		pid = start_migrating(self->src->pid, self->s, self->npages);
@@ -342,10 +332,11 @@ TEST_F_TIMEOUT(swap, lazily_freed_while_migrated, 900)
 		DPUT(self->src, self->s, self->dst, self->d);
 		kill(pid, SIGKILL);
 		waitpid(pid, NULL, 0);
-		for (i = 0; i < 5; i++)
-			cgroup_reclaim("16M");
+		reason = cgroup_reclaim_given_up();
 		CHECK(self->dst, self->d, 0, 1, 1);
 	}
+	if (reason)
+		SKIP_REST(return, "%s", reason);
 }
 
 /* Swapped out, copied to two places of one process, and out again */

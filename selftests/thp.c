@@ -11,8 +11,6 @@
 #include <linux/mman.h>
 #include "dput_util.h"
 
-#define THP	"/sys/kernel/mm/transparent_hugepage/"
-
 /* Where the two mappings of a page come to be, and where they come from */
 #define HUGE_X	(ARENA + (1UL << 28))
 #define HUGE_Y	(ARENA + (2UL << 28))
@@ -77,58 +75,15 @@ LARGE_FOLIO_VARIANT(MTHP, FORKED, 17);
 
 #define MTHP_SIZE	mthp_size()
 
-static char pmd_enabled[128];
-static char mthp_enabled[128];
-
 static void __attribute__((constructor)) prepare(void)
 {
-	mthp_setting(mthp_enabled, sizeof(mthp_enabled));
-	setting_save(THP "enabled");
-	setting_save(THP "defrag");
-	setting_save(THP "khugepaged/defrag");
-	setting_save(mthp_enabled);
-	if (thp_size()) {
-		snprintf(pmd_enabled, sizeof(pmd_enabled),
-			 THP "hugepages-%zukB/enabled", thp_size() >> 10);
-		setting_save(pmd_enabled);
-	}
+	folios_save();
 	cgroup_prepare();
 }
 
-/* NULL, or why there are no such folios here */
-static const char *folios_prepare(enum folio_kind kind)
+static size_t folio_size(enum folio_kind kind)
 {
-	if (kind == PMD && !thp_size())
-		return "no transparent huge pages, or too big ones";
-	if (setting_write(THP "enabled", "madvise"))
-		return "cannot change the settings of huge pages: needs root";
-	setting_write(THP "defrag", "always");
-	/* What is huge must not change behind the test's back. */
-	setting_write(THP "khugepaged/defrag", "0");
-	if (pmd_enabled[0] && setting_write(pmd_enabled, kind == PMD ? "inherit" : "never") &&
-	    kind != PMD)
-		return "no sizes of huge pages to choose from";
-	if (kind == MTHP && setting_write(mthp_enabled, "madvise"))
-		return "no small huge pages";
-	return NULL;
-}
-
-/* Is all of it in large folios of that size? */
-static bool is_large(pid_t pid, unsigned long addr, size_t len, enum folio_kind kind)
-{
-	unsigned long ps = page_size(), a, pfn;
-	uint64_t flags;
-
-	if (kind == PMD)
-		return is_huge(pid, addr, len);
-	for (a = addr; a < addr + len; a += ps) {
-		pfn = proc_pfn(pid, a);
-		flags = kpageflags(pfn);
-		if (!pfn || !(flags & KPF_THP) ||
-		    !(flags & (a % MTHP_SIZE ? KPF_COMPOUND_TAIL : KPF_COMPOUND_HEAD)))
-			return false;
-	}
-	return true;
+	return kind == PMD ? thp_size() : MTHP_SIZE;
 }
 
 static size_t region_len(enum folio_kind kind)
@@ -140,34 +95,8 @@ static size_t region_len(enum folio_kind kind)
 static const char *large_map(struct peer *p, unsigned long addr, size_t len,
 			     enum folio_kind kind)
 {
-	int try;
-
-	for (try = 0; try < 100; try++) {
-		if (try)
-			usleep(100000);
-		peer_munmap(p, addr, len);
-		if (peer_map(p, addr, len, RW) ||
-		    peer_madvise(p, addr, len, MADV_HUGEPAGE) ||
-		    peer_stamp(p, addr, len / page_size(), 0, 1, 1))
-			return "cannot map memory";
-		if (is_large(p->pid, addr, len, kind))
-			return NULL;
-		if (kind == PMD && !peer_madvise(p, addr, len, MADV_COLLAPSE) &&
-		    is_large(p->pid, addr, len, kind))
-			return NULL;
-	}
-	return "got no huge pages";
+	return folios_map(p, addr, len, folio_size(kind));
 }
-
-/* A guest of our own has enough of them. */
-#define NEED_LARGE(reason) do {							\
-	const char *_why = (reason);						\
-										\
-	if (_why && !getenv("DPUT_DISPOSABLE"))					\
-		SKIP(return, "%s", _why);					\
-	ASSERT_EQ(NULL, _why)							\
-		TH_LOG("%s", _why);						\
-} while (0)
 
 static int large_route(FIXTURE_DATA(large_folio) *self, enum route route)
 {
@@ -217,7 +146,7 @@ FIXTURE_SETUP(large_folio)
 
 	if (!dput_supported())
 		SKIP(return, "dput() is not supported");
-	reason = folios_prepare(variant->kind);
+	reason = folios_enable(folio_size(variant->kind));
 	if (reason)
 		SKIP(return, "%s", reason);
 	self->ps = page_size();
@@ -500,7 +429,7 @@ FIXTURE_SETUP(lazyfree)
 
 	if (!dput_supported())
 		SKIP(return, "dput() is not supported");
-	reason = folios_prepare(variant->kind);
+	reason = folios_enable(folio_size(variant->kind));
 	if (!reason)
 		reason = cgroup_enter();
 	if (reason)
@@ -563,18 +492,19 @@ TEST_F(lazyfree, rewrite)
 {
 	size_t len = region_len(variant->kind), npages = len / page_size();
 	unsigned long x = HUGE_X, y = HUGE_Y + variant->shift * page_size();
-	int i;
+	const char *reason;
 
 	NEED_LARGE(large_map(&self->me, x, len, variant->kind));
 	ASSERT_EQ(0, sys_dput(PIDFD_SELF, x, PIDFD_SELF, y, len, 0));
 	ASSERT_EQ(0, madvise((void *)x, len, MADV_FREE));
 	ASSERT_EQ(0, madvise((void *)y, len, MADV_FREE));
 	ASSERT_EQ(0, peer_stamp(&self->me, y, npages, 0, 1, 2));
-	for (i = 0; i < 3; i++)
-		cgroup_reclaim("64M");
+	reason = cgroup_reclaim_given_up();
 	EXPECT_EQ(-1, peer_check(&self->me, y, npages, 0, 1, 2));
 	ASSERT_EQ(0, peer_stamp(&self->me, x, npages, 0, 1, 3));
 	EXPECT_EQ(-1, peer_check(&self->me, y, npages, 0, 1, 2));
+	if (reason)
+		SKIP_REST(return, "%s", reason);
 }
 
 /* What stays huge, and what cannot */
@@ -600,7 +530,7 @@ FIXTURE_SETUP(pmd)
 
 	if (!dput_supported())
 		SKIP(return, "dput() is not supported");
-	reason = folios_prepare(PMD);
+	reason = folios_enable(thp_size());
 	if (reason)
 		SKIP(return, "%s", reason);
 	self->size = thp_size();
@@ -726,10 +656,7 @@ TEST_F(pmd, huge_zero_page)
 	unsigned long s = HUGE_S;
 	size_t i;
 
-	ASSERT_EQ(0, peer_map(src, s, self->len, RW));
-	ASSERT_EQ(0, peer_madvise(src, s, self->len, MADV_HUGEPAGE));
-	for (i = 0; i < npages; i++)
-		ASSERT_TRUE(peer_readable(src, s + i * page_size()));
+	NEED_LARGE(folios_map_zero(src, s, self->len));
 	for (i = 0; i < 2; i++) {
 		unsigned long y = HUGE_Y + i * page_size(), v = 1;
 

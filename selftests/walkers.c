@@ -14,6 +14,7 @@
 
 #include "kselftest.h"
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
 #include <signal.h>
@@ -174,6 +175,10 @@ static void lacks(struct cell *c, const char *what)
 		return;							\
 	}								\
 } while (0)
+
+/* See README: it would not stay with the test. */
+#define HAVE_LEAVE(_what)						\
+	HAVE(getenv("DPUT_DISPOSABLE"), _what ": DPUT_DISPOSABLE is not set")
 
 /* --- Situations --------------------------------------------------------- */
 
@@ -928,6 +933,7 @@ static void walk_hotplug(struct cell *c)
 	size_t i, j;
 
 	HAVE(per_block, "no memory hotplug");
+	HAVE_LEAVE("it takes memory offline");
 #ifdef __aarch64__
 	HAVE(false, "arm64 keeps the memory that it has booted with");
 #endif
@@ -1319,9 +1325,13 @@ static void walk_idle(struct cell *c)
 {
 	const char *wrong;
 	struct place *pl;
+	char buf[32];
 
 	/* The multi-generational LRU takes note of an access, but not for page_idle. */
-	setting_write(LRU_GEN, "0");
+	if (!setting_read(LRU_GEN, buf, sizeof(buf)) && strtoul(buf, NULL, 0)) {
+		HAVE_LEAVE("what lru_gen knows of all memory would be forgotten");
+		setting_write(LRU_GEN, "0");
+	}
 	NEED(idle_make_known(c), "pages that page_idle does not tell about");
 	/* Others may use a page, too: by reading its memory, say. */
 	for_each_place(pl)
@@ -1378,9 +1388,19 @@ static int by_pfn(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+/* Did nobody use it when this program began? */
+static bool damon_is_free;
+
+static void damon_look(void)
+{
+	char buf[32];
+
+	damon_is_free = !setting_read(DAMON "nr_kdamonds", buf, sizeof(buf)) && !atol(buf);
+}
+
 static bool has_damon(void)
 {
-	return !access(DAMON "nr_kdamonds", W_OK);
+	return damon_is_free && !access(DAMON "nr_kdamonds", W_OK);
 }
 
 /* Have the physical memory of that many pages watched. */
@@ -1421,6 +1441,8 @@ static bool damon_prepare(struct cell *c, size_t npages, int schemes)
 
 static void damon_off(void)
 {
+	if (!has_damon())
+		return;
 	damon_write("0/state", "off");
 	damon_write("nr_kdamonds", "0");
 }
@@ -1461,7 +1483,7 @@ static void damon_watch(struct cell *c, size_t len)
 
 static void walk_damon_access(struct cell *c)
 {
-	HAVE(has_damon(), "no DAMON");
+	HAVE(has_damon(), "no DAMON, or somebody uses it");
 	drain();
 	NEED(damon_prepare(c, c->k->folio_pages, 2) &&
 	     damon_write("0/contexts/0/monitoring_attrs/nr_regions/min", "3") &&
@@ -1479,7 +1501,7 @@ static void walk_damon_migrate(struct cell *c)
 	int to = other_node(pl);
 	unsigned long old[MAX_PAGES];
 
-	HAVE(has_damon(), "no DAMON");
+	HAVE(has_damon(), "no DAMON, or somebody uses it");
 	drain();
 	NEED(move_place(pl, nodes[0] + nodes[1] - to), "cannot be moved");
 	place_pfns(pl, old);
@@ -1493,7 +1515,7 @@ static void walk_damon_migrate(struct cell *c)
 
 static void walk_damon_pageout(struct cell *c)
 {
-	HAVE(has_damon(), "no DAMON");
+	HAVE(has_damon(), "no DAMON, or somebody uses it");
 	drain();
 	NEED(damon_prepare(c, c->npages, 1) && damon_scheme(0, "pageout", 0, 1000) &&
 	     damon_write("0/state", "on"), "no DAMON");
@@ -1821,6 +1843,7 @@ static void walk_memory_failure(struct cell *c)
 	size_t i;
 
 	HAVE(!access(HWPOISON "corrupt-pfn", W_OK), "no corrupt-pfn");
+	HAVE_LEAVE("a page that cannot be made sound again would be lost");
 	/* One that has had the pages, and has them no more */
 	NEED(!peer_start(&other) && !peer_munmap(&other, ARENA, ARENA_SIZE) &&
 	     !peer_mce_early(&other, true), "no other process");
@@ -1880,6 +1903,8 @@ static void walk_soft_offline(struct cell *c)
 	struct place *pl;
 	int try;
 
+	HAVE(!access(HWPOISON "unpoison-pfn", W_OK), "no unpoison-pfn");
+	HAVE_LEAVE("a page that cannot be made sound again would be lost");
 	for_each_place(pl) {
 		if (!covers(pl, page))
 			continue;
@@ -2225,10 +2250,12 @@ static const struct {
 	const char *name;
 	long limit, others;		/* others: where other programs run, too */
 } left[NR_LEFT] = {
-	{ "anon_vma", 50 }, { "anon_vma_chain", 100 }, { "vm_area_struct", 100 },
-	{ "nr_anon_pages", 512 }, { "nr_isolated_anon", 0, 512 },
-	{ "nr_mlock", 0, 512 },
-	{ "pages_shared", 0 }, { "memory.stat", 0 }, { "memory.swap.current", 0 },
+	{ "anon_vma", 50, 10000 }, { "anon_vma_chain", 100, 20000 },
+	{ "vm_area_struct", 100, 20000 },
+	/* Of pages, the cgroup tells better. KSM is not used then. */
+	{ "nr_anon_pages", 512, LONG_MAX / 2 }, { "nr_isolated_anon", 0, 512 },
+	{ "nr_mlock", 0, 65536 },
+	{ "pages_shared", 0, LONG_MAX / 2 }, { "memory.stat", 0 }, { "memory.swap.current", 0 },
 };
 
 static void left_read(long *n)
@@ -2291,7 +2318,7 @@ static void run_group(const struct situation *s, const struct kind *k, struct re
 		r->at = w;
 		if (w == NR_WALKERS)
 			break;
-		nr++;
+		remarks = &r->remarks[r->at];
 		poisoned = &r->poisoned;
 		offline_block = &r->offline_block;
 		/* A swapoff that failed half way */
@@ -2302,6 +2329,7 @@ static void run_group(const struct situation *s, const struct kind *k, struct re
 			run_some(s, k, r);
 		waitpid(pid, &status, 0);
 		block_online();
+		damon_off();
 		/* Or a walker that failed has left it off. */
 		setting_restore(LRU_GEN);
 		selected(s, k, &walkers[r->at]);
@@ -2317,6 +2345,7 @@ static void run_group(const struct situation *s, const struct kind *k, struct re
 	for (w = 0; w < NR_WALKERS; w++) {
 		if (!selected(s, k, &walkers[w]))
 			continue;
+		nr++;
 		printf("%s", r->remarks[w].text);
 		if (reason || r->skipped[w])
 			ksft_test_result_skip("%s: %s\n", running, reason ?: "see above");
@@ -2329,13 +2358,28 @@ static void run_group(const struct situation *s, const struct kind *k, struct re
 
 static const char *why_not(void)
 {
+	int here = 0;
+
 	if (!dput_supported())
 		return "dput() is not supported";
 	if (geteuid())
 		return "needs root";
+	/* In a user namespace, root is not told. */
+	if (!proc_pfn(getpid(), (unsigned long)&here))
+		return "cannot see page frame numbers";
 	if (nr_nodes < 2)
 		return "needs two NUMA nodes (numa=fake=2 is as good)";
 	return swap_missing() ?: cgroup_missing();
+}
+
+/* What a walker has left */
+static void undo(void)
+{
+	damon_off();
+	if (!poisoned)
+		return;
+	poison_clear();
+	block_online();
 }
 
 static void __attribute__((constructor)) prepare(void)
@@ -2344,6 +2388,8 @@ static void __attribute__((constructor)) prepare(void)
 	nr_nodes = memory_nodes(nodes);
 	if (!dput_supported())
 		return;
+	damon_look();
+	undo_also(undo);
 	swap_prepare();
 	cgroup_prepare();
 	mthp_setting(mthp_enabled, sizeof(mthp_enabled));
@@ -2423,7 +2469,8 @@ int main(int argc, char **argv)
 			plan += n + (n || selected(&situations[s], &kinds[k], NULL));
 		}
 	ksft_set_plan(plan);
-	fill_last_block();
+	if (getenv("DPUT_DISPOSABLE"))
+		fill_last_block();
 	for (s = 0; s < NR_SITUATIONS; s++)
 		for (k = 0; k < NR_KINDS; k++)
 			run_group(&situations[s], &kinds[k], r);
