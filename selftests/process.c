@@ -326,6 +326,43 @@ TEST(calls_itself_by_second_thread)
 	}
 }
 
+/*
+ * A copy that MADV_WIPEONFORK keeps from the child is as good as new there: it can be
+ * cut, of which a kernel with CONFIG_DEBUG_VM would complain if it were not.
+ */
+TEST(wiped_by_fork)
+{
+	size_t ps = page_size(), len = 16 * ps, i;
+	char *copy = (char *)DST;
+	int status, bad = 0;
+	struct peer me;
+	pid_t pid;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&me);
+	ASSERT_EQ(0, peer_map(&me, SRC, len, RW));
+	ASSERT_EQ(0, peer_fill(&me, SRC, len, 1));
+	ASSERT_EQ(0, sys_dput(PIDFD_SELF, SRC, PIDFD_SELF, DST, len, 0));
+	ASSERT_EQ(0, madvise(copy, len, MADV_WIPEONFORK));
+	pid = fork();
+	if (!pid) {
+		if (munmap(copy + 4 * ps, 4 * ps))
+			_exit(1);
+		for (i = 0; i < len; i++)
+			bad |= (i < 4 * ps || i >= 8 * ps) && copy[i];
+		copy[0] = 1;
+		_exit(bad);
+	}
+	ASSERT_LT(0, pid);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(-1, peer_verify(&me, DST, len, 1));
+	EXPECT_EQ(-1, peer_verify(&me, SRC, len, 1));
+	munmap(copy, len);
+	munmap((void *)SRC, len);
+}
+
 /* Dying processes */
 
 /* A thread's ID, and what it does */
