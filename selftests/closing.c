@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * dput(2) over mappings of files and of devices, which hear of it by being closed.
- * A FUSE server, which this program has a thread for, keeps the call in the middle
- * of that for as long as a test looks around.
+ * A FUSE server, which is a process of its own, keeps the call in the middle of that
+ * for as long as a test looks around. Nobody else has /dev/fuse open: when the server
+ * is killed, whoever waits for it goes on.
  */
 
 #include "kselftest_harness.h"
@@ -15,7 +16,9 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include "dput_util.h"
 
 #define SRC		(ARENA + 64 * page_size())
@@ -30,11 +33,10 @@
 
 struct server {
 	char path[32];
-	int fd;
+	pid_t pid;
+	int fd;			/* /dev/fuse, in the server */
 	int told[2];		/* A byte when something is to be written ... */
 	int go_on[2];		/* ... which is done when one comes back. */
-	pthread_t thread;
-	bool mounted;
 };
 
 static size_t serve_one(struct server *s, const struct fuse_in_header *in, char *out)
@@ -79,10 +81,9 @@ static size_t serve_one(struct server *s, const struct fuse_in_header *in, char 
 	return 0;
 }
 
-static void *serve(void *arg)
+static void serve(struct server *s)
 {
 	static char in[65536 + 4096] __aligned(8), out[65536 + 4096] __aligned(8);
-	struct server *s = arg;
 	struct fuse_in_header *ih = (void *)in;
 	struct fuse_out_header *oh = (void *)out;
 
@@ -100,20 +101,28 @@ static void *serve(void *arg)
 		if (write(s->fd, out, oh->len) < 0 && errno != ENOENT)
 			break;
 	}
-	return NULL;
 }
 
-/* NULL, or why not. The mounts are this process's, and its children's. */
-static const char *server_start(struct server *s)
+static int server_main(struct server *s)
 {
 	char options[80];
-	int fd;
+	int err = 0;
 
-	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
-		return "mount namespaces: needs root";
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	s->fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
-	if (s->fd < 0)
-		return "/dev/fuse: CONFIG_FUSE_FS";
+	snprintf(options, sizeof(options), "fd=%d,rootmode=100000,user_id=0,group_id=0", s->fd);
+	if (s->fd < 0 || mount("dput", s->path, "fuse", MS_NOSUID | MS_NODEV, options))
+		err = errno;
+	if (write(s->told[1], &err, sizeof(err)) == sizeof(err) && !err)
+		serve(s);
+	return 0;
+}
+
+/* NULL, or why there is none */
+static const char *server_start(struct server *s)
+{
+	int fd, err = EPIPE;
+
 	if (pipe2(s->told, O_CLOEXEC) || pipe2(s->go_on, O_CLOEXEC))
 		return "pipe";
 	strcpy(s->path, "./dput-XXXXXX");
@@ -121,22 +130,25 @@ static const char *server_start(struct server *s)
 	if (fd < 0)
 		return "no file can be made here";
 	close(fd);
-	snprintf(options, sizeof(options), "fd=%d,rootmode=100000,user_id=0,group_id=0", s->fd);
-	if (mount("dput", s->path, "fuse", MS_NOSUID | MS_NODEV, options)) {
-		unlink(s->path);
-		return "mount of FUSE";
+	s->pid = fork();
+	if (!s->pid)
+		_exit(server_main(s));
+	close(s->told[1]);
+	close(s->go_on[0]);
+	if (s->pid < 0 || read(s->told[0], &err, sizeof(err)) != sizeof(err) || err) {
+		errno = err;
+		return "FUSE (CONFIG_FUSE_FS)";
 	}
-	if (pthread_create(&s->thread, NULL, serve, s))
-		return "a thread";
-	s->mounted = true;
 	return NULL;
 }
 
 static void server_stop(struct server *s)
 {
-	if (!s->mounted)
-		return;
-	umount2(s->path, MNT_DETACH);
+	if (s->pid > 0) {
+		kill(s->pid, SIGKILL);
+		waitpid(s->pid, NULL, 0);
+		umount2(s->path, MNT_DETACH);
+	}
 	unlink(s->path);
 }
 
@@ -226,6 +238,7 @@ static uint32_t binder_send(int fd, size_t len)
 struct call {
 	int dst_fd, err;
 	size_t len;
+	bool done;
 };
 
 static void *call(void *arg)
@@ -233,6 +246,7 @@ static void *call(void *arg)
 	struct call *c = arg;
 
 	c->err = sys_dput(PIDFD_SELF, SRC, c->dst_fd, DST, c->len, 0) ? errno : 0;
+	__atomic_store_n(&c->done, true, __ATOMIC_RELEASE);
 	return NULL;
 }
 
@@ -251,11 +265,14 @@ FIXTURE_SETUP(closing)
 
 	if (!dput_supported())
 		SKIP(return, "dput() is not supported");
+	/* The mounts are this process's, and its children's. */
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		SKIP(return, "mount namespaces: %s", strerror(errno));
+	peer_self(&self->me);
+	ASSERT_EQ(0, peer_start(&self->other));
 	why = server_start(&self->server);
 	if (why)
 		SKIP(return, "%s: %s", why, strerror(errno));
-	peer_self(&self->me);
-	ASSERT_EQ(0, peer_start(&self->other));
 	strcpy(map.path, self->server.path);
 	ASSERT_EQ(0, peer_call(&self->other, op_map_file, &map, sizeof(map)));
 	ASSERT_EQ(0, peer_map(&self->me, SRC, PAGES * page_size(), RW));
@@ -282,6 +299,12 @@ static void call_until_closing(struct __test_metadata *_metadata,
 	ASSERT_EQ(1, poll(&told, 1, 120000))
 		TH_LOG("the file is not written: error %d", self->call.err);
 	ASSERT_EQ(1, read(told.fd, &c, 1));
+	/* Somebody else may have had it written. */
+	while (strcmp(proc_perms(self->other.pid, DST), "rw-p")) {
+		ASSERT_FALSE(__atomic_load_n(&self->call.done, __ATOMIC_ACQUIRE))
+			TH_LOG("the call is over, with error %d", self->call.err);
+		sched_yield();
+	}
 }
 
 static void go_on(struct __test_metadata *_metadata, FIXTURE_DATA(closing) * self)
@@ -309,7 +332,7 @@ TEST_F(closing, others_go_on)
 		TH_LOG("%s", maps);
 	free(maps);
 	EXPECT_EQ(-1, peer_verify(&self->other, DST, len, 1));
-	/* And it can page something in that is not there yet. */
+	/* And page faults be handled. */
 	EXPECT_EQ(0, peer_write(&self->other, DST, "x", 1));
 	EXPECT_EQ(0, peer_fill(&self->other, DST, len, 1));
 	go_on(_metadata, self);
