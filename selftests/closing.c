@@ -324,11 +324,11 @@ TEST_F(closing, others_go_on)
 
 	call_until_closing(_metadata, self, FILE_PAGES);
 	p = mmap(NULL, ps, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	EXPECT_NE(MAP_FAILED, p);
+	EXPECT_TRUE(p != MAP_FAILED);
 	munmap(p, ps);
 	maps = proc_maps(self->other.pid, DST, DST + len);
-	ASSERT_NE(NULL, maps);
-	EXPECT_NE(NULL, strstr(maps, "rw-p"))
+	ASSERT_TRUE(!!maps);
+	EXPECT_TRUE(!!strstr(maps, "rw-p"))
 		TH_LOG("%s", maps);
 	free(maps);
 	EXPECT_EQ(-1, peer_verify(&self->other, DST, len, 1));
@@ -349,7 +349,7 @@ TEST_F(closing, drivers_know_first)
 	char dir[] = "./dput-XXXXXX", control[64];
 	int fd;
 
-	ASSERT_NE(NULL, mkdtemp(dir));
+	ASSERT_TRUE(!!mkdtemp(dir));
 	if (mount("binder", dir, "binder", 0, NULL)) {
 		fd = errno;
 		rmdir(dir);

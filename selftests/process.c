@@ -965,6 +965,7 @@ TEST_F(supplied, caller_killed)
 	/* A third process calls. What the other one has inherited is all there. */
 	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
 	ASSERT_EQ(0, peer_start(&other));
+	peer_admit(&other);
 	fds[0] = sys_pidfd_open(getpid(), 0);
 	ASSERT_LE(0, fds[0]);
 	fds[1] = other.pidfd;

@@ -9,6 +9,7 @@
 #include <linux/mman.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/wait.h>
 #include "dput_util.h"
 
 #define SRC	(ARENA + (1UL << 28))
@@ -546,8 +547,10 @@ TEST_F(refresh, migrated)
 	ASSERT_EQ(0, again(self));
 	ASSERT_TRUE(same(_metadata, self));
 	EXPECT_LT(start, vmstat("pgmigrate_success"));
-	for (way = 0; way < 2; way++)
+	for (way = 0; way < 2; way++) {
 		kill(pid[way], SIGKILL);
+		waitpid(pid[way], NULL, 0);
+	}
 }
 
 /* A pinned page stays the source's. */
