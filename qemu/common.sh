@@ -58,13 +58,17 @@ unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL O V CROSS_COMPILE CC CFLAGS LDFLA
 say() { printf '%s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
+# new_dir DIR: a directory that nobody has yet, by a name of mktemp -u. Whoever is to
+# remove it knows the name before it is there: an interrupt in between leaves nothing.
+new_dir() { mkdir -m 700 -- "$1"; }
+
 # make_tmp TEMPLATE: a directory of this run's own, $tmp, that goes when the run ends.
-# First the traps: nothing is left if that happens right after.
 make_tmp() {
 	tmp=''
 	trap 'rm -rf "$tmp"' EXIT
 	trap 'exit 130' INT TERM
-	tmp=$(mktemp -d "$1")
+	tmp=$(mktemp -u "$1")
+	new_dir "$tmp" || { tmp=''; exit 1; }
 }
 
 [[ $JOBS =~ ^[1-9][0-9]*$ ]] || die "JOBS=$JOBS: not a number of compilers"
