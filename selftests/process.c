@@ -1624,9 +1624,119 @@ TEST(forks_meanwhile)
 	peer_stop(&src);
 }
 
+/* What the threads of a process do to its address space while it forks */
+struct mapper {
+	char *low, *busy;
+	size_t len, busy_len;
+	bool mapping, stop;
+};
+
+/* The lock is held, most of the time. */
+static void *hold_lock(void *arg)
+{
+	volatile struct mapper *m = arg;
+
+	while (!m->stop) {
+		mprotect(m->busy, m->busy_len, PROT_READ);
+		mprotect(m->busy, m->busy_len, RW);
+	}
+	return NULL;
+}
+
+/* Once only: memory moves to where page tables did not reach. */
+static void *move_up(void *arg)
+{
+	volatile struct mapper *m = arg;
+
+	m->mapping = true;
+	return mremap(m->low, m->len, m->len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)HIGH);
+}
+
+static bool all_are(const char *from, size_t len, char byte)
+{
+	size_t i;
+
+	for (i = 0; i < len; i++)
+		if (from[i] != byte)
+			return false;
+	return true;
+}
+
+/*
+ * Exits with 0, or with 1 if the child has not what it should, KSFT_SKIP if no
+ * address is so high, and KSFT_XFAIL for any other failure.
+ */
+static void fork_while_moving(unsigned int delay)
+{
+	size_t len = 16 * page_size();
+	struct mapper m = { .len = len, .busy_len = 4096 * page_size() };
+	unsigned char vec[16];
+	pthread_t holder, mover;
+	void *moved;
+	char *other;
+	int status;
+	pid_t pid;
+
+	/* What is written to instead of HIGH, if levels of page tables are missing */
+	other = mmap((void *)DST, len, RW, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	m.low = mmap(NULL, len, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	m.busy = mmap(NULL, m.busy_len, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (other == MAP_FAILED || m.low == MAP_FAILED || m.busy == MAP_FAILED)
+		_exit(KSFT_XFAIL);
+	memset(other, 'o', len);
+	memset(m.low, 'h', len);
+	if (pthread_create(&holder, NULL, hold_lock, &m) ||
+	    pthread_create(&mover, NULL, move_up, &m))
+		_exit(KSFT_XFAIL);
+	while (!*(volatile bool *)&m.mapping)
+		sched_yield();
+	while (delay--)
+		asm volatile("" ::: "memory");
+	pid = fork();
+	if (!pid) {
+		if (!all_are(other, len, 'o'))
+			_exit(1);
+		if (!mincore((void *)HIGH, len, vec))
+			_exit(!all_are((char *)HIGH, len, 'h'));
+		_exit(!all_are(m.low, len, 'h'));
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		_exit(KSFT_XFAIL);
+	*(volatile bool *)&m.stop = true;
+	pthread_join(mover, &moved);
+	_exit(moved == MAP_FAILED ? KSFT_SKIP : status ? KSFT_FAIL : KSFT_PASS);
+}
+
+/* The same without dput(): a process has something so high for the first time. */
+TEST(forks_while_moving)
+{
+	unsigned int state = env_number("DPUT_SEED", 1);
+	long round, rounds = iterations(40);
+	int status;
+	pid_t pid;
+
+	for (round = 0; round < rounds; round++) {
+		unsigned int delay = rand_r(&state) % 100000;
+
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid)
+			fork_while_moving(delay);
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		if (WIFEXITED(status) && WEXITSTATUS(status) == KSFT_SKIP)
+			SKIP(return, "no address is so high");
+		EXPECT_EQ(0, status);
+	}
+}
+
 #else
 
 TEST(forks_meanwhile)
+{
+	SKIP(return, "no address is so high");
+}
+
+TEST(forks_while_moving)
 {
 	SKIP(return, "no address is so high");
 }
