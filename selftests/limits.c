@@ -3,6 +3,7 @@
 
 #include "kselftest_harness.h"
 #include <linux/membarrier.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include "dput_util.h"
 
@@ -169,6 +170,30 @@ TEST_F(memcg, page_tables)
 		syscall(__NR_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 		count(self, NULL, all);
 	} while (all[DEST] >= self->before[DEST] + LAG);
+}
+
+static long op_lock_future(void *arg)
+{
+	return mlockall(MCL_FUTURE);
+}
+
+/* Nor is the caller charged for what comes when the destination locks its memory. */
+TEST_F(memcg, page_tables_of_locked)
+{
+	size_t step = sparse_len() / MANY;
+	const struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
+	long i;
+
+	/* A page for each page table, and in none of them yet */
+	for (i = 0; i < MANY; i++)
+		ASSERT_EQ(0, peer_map(&self->src, SRC + i * step, self->ps, RW));
+	if (prlimit(self->dst.pid, RLIMIT_MEMLOCK, &unlimited, NULL))
+		SKIP(return, "RLIMIT_MEMLOCK: %s", strerror(errno));
+	ASSERT_EQ(0, peer_call(&self->dst, op_lock_future, NULL, 0));
+	count(self, "pagetables", self->before);
+	ASSERT_EQ(0, peer_dput(&self->src, SRC, &self->dst, SRC, sparse_len(), DPUT_HOLES));
+	expect_charged(_metadata, self, "pagetables",
+		       __SIZEOF_LONG__ == 4 ? MANY / 2 : MANY);
 }
 
 /* A page that is pinned is copied at once. */
