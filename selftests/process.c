@@ -1544,8 +1544,12 @@ TEST_F(killed, one_page)
 
 #if __SIZEOF_LONG__ == 8
 
-/* Far from what page tables reach so far, on s390 */
+/* Far from what page tables reach so far, on s390, or the first context on powerpc */
+#ifdef __powerpc64__
+#define HIGH		(DST + (1UL << 49))
+#else
 #define HIGH		(DST + (1UL << 43))
+#endif
 #define HIGH_PAGES	256
 
 struct forker {

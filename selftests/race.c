@@ -1083,6 +1083,8 @@ static unsigned long stack_top(void)
 		56, 47, 38,
 #elif defined(__s390x__)
 		42,
+#elif defined(__powerpc64__)
+		47,
 #endif
 		0
 	};
