@@ -1593,13 +1593,22 @@ static void thp_setting(char *path, size_t size)
 	snprintf(path, size, THP "hugepages-%zukB/enabled", thp_size() >> 10);
 }
 
+void khugepaged_rest(void)
+{
+	char now[32];
+
+	/* Each write to it makes khugepaged look at everything at once. */
+	if (!setting_read(KHUGEPAGED_SLEEP, now, sizeof(now)) && strcmp(now, "600000"))
+		setting_write(KHUGEPAGED_SLEEP, "600000");
+}
+
 void folios_save(void)
 {
 	char path[128];
 
 	setting_save(THP "enabled");
 	setting_save(THP "defrag");
-	setting_save(THP "khugepaged/defrag");
+	setting_save(KHUGEPAGED_SLEEP);
 	setting_save(THP "use_zero_page");
 	mthp_setting(path, sizeof(path));
 	setting_save(path);
@@ -1617,8 +1626,7 @@ const char *folios_enable(size_t size)
 	if (setting_write(THP "enabled", "madvise"))
 		return "cannot change the settings of huge pages: needs root";
 	setting_write(THP "defrag", "always");
-	/* What is huge must not change behind the test's back. */
-	setting_write(THP "khugepaged/defrag", "0");
+	khugepaged_rest();
 	thp_setting(path, sizeof(path));
 	if (setting_write(path, pmd ? "inherit" : "never") && !pmd && thp_size())
 		return "no sizes of huge pages to choose from";

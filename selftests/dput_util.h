@@ -276,6 +276,11 @@ size_t mthp_size(void);
 void mthp_setting(char *path, size_t size);
 bool is_huge(pid_t pid, unsigned long addr, size_t len);
 
+/* What is huge, or is not, stays so unless the test changes it, until settings are restored. */
+#define KHUGEPAGED_SLEEP \
+	"/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs"
+void khugepaged_rest(void);
+
 /* Save the settings of large folios: to be called in a constructor. */
 void folios_save(void);
 /*

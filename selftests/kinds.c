@@ -921,7 +921,7 @@ static void __attribute__((constructor)) prepare(void)
 	setting_save(HUGETLB);
 	setting_save(THP "enabled");
 	setting_save(THP "defrag");
-	setting_save(THP "khugepaged/defrag");
+	setting_save(KHUGEPAGED_SLEEP);
 	setting_save(THP "use_zero_page");
 	setting_save(NUMAB);
 	setting_save(NUMAB_DEBUG "scan_delay_ms");
@@ -933,7 +933,7 @@ static void __attribute__((constructor)) prepare(void)
 	}
 	/* What is there must not change by itself. */
 	setting_write(NUMAB, "0");
-	setting_write(THP "khugepaged/defrag", "0");
+	khugepaged_rest();
 	setting_write(THP "defrag", "always");
 	/* When asked, at once: a process takes these when it is created. */
 	setting_write(NUMAB_DEBUG "scan_delay_ms", "1");

@@ -1668,7 +1668,7 @@ static void walk_khugepaged(struct cell *c)
 		WANT(WAIT_FOR(touch_place(pl) && is_huge(pl->p->pid, pl->addr, c->len)),
 		     "khugepaged did not collapse place %td", pl - c->place);
 	}
-	setting_write(THP "khugepaged/scan_sleep_millisecs", "600000");
+	khugepaged_rest();
 	check_isolated(c);
 }
 
@@ -2178,8 +2178,7 @@ static const char *kind_prepare(const struct kind *k)
 	if (setting_write(THP "enabled", "madvise") && k->kind & LARGE)
 		return "cannot change the settings of huge pages";
 	setting_write(THP "defrag", "always");
-	/* What is huge must not change behind the test's back. */
-	setting_write(THP "khugepaged/scan_sleep_millisecs", "600000");
+	khugepaged_rest();
 	setting_write(pmd_enabled, k->kind & HUGE ? "inherit" : "never");
 	if (setting_write(mthp_enabled, k->kind == MTHP ? "madvise" : "never") &&
 	    k->kind == MTHP)
@@ -2397,7 +2396,7 @@ static void __attribute__((constructor)) prepare(void)
 		 thp_size() >> 10);
 	setting_save(THP "enabled");
 	setting_save(THP "defrag");
-	setting_save(THP "khugepaged/scan_sleep_millisecs");
+	setting_save(KHUGEPAGED_SLEEP);
 	setting_save(THP "khugepaged/alloc_sleep_millisecs");
 	setting_save(THP "khugepaged/pages_to_scan");
 	setting_save(THP "khugepaged/max_ptes_shared");
