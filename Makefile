@@ -10,7 +10,8 @@ export SENDER VERSION RFC BASE_COMMIT REPOSITORY SINCE BASE CONFIG_FILE
 TEST_ALL := test check:BASE=newest analyze docs image regress sabotage bisect bench-compare \
 	test:CONFIG=debug test:CONFIG=kcsan stress cross deb \
 	test:ARCH=i386 test:ARCH=i386:CONFIG=pae test:ARCH=arm64 test:ARCH=arm64:CONFIG=64k \
-	test:ARCH=arm64:CONFIG=va39 test:ARCH=arm64:CONFIG=va48 test:ARCH=riscv64 test:ARCH=s390x
+	test:ARCH=arm64:CONFIG=va39 test:ARCH=arm64:CONFIG=va48 test:ARCH=riscv64 test:ARCH=s390x \
+	test:ARCH=ppc64le test:ARCH=ppc64le:CONFIG=hash
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check regress shell sabotage apply export clean distclean
@@ -48,7 +49,8 @@ help:
 	@echo
 	@echo 'KERNEL_SRC=PATH  Linux 7.3.y to start from: a tarball, a git checkout or a tree; only'
 	@echo "                 copied, but for make apply (default: Debian's linux-source-7.3)"
-	@echo 'ARCH=NAME        the guest'"'"'s architecture: x86_64, i386, arm64, riscv64 or s390x'
+	@echo 'ARCH=NAME        the guest'"'"'s architecture: x86_64, i386, arm64, riscv64,'
+	@echo '                 s390x or ppc64le'
 	@echo 'ACCEL=kvm|tcg    how to run the guest (default: KVM if it really boots, else TCG)'
 	@echo "CONFIG=NAME      adds kernel-config/NAME.config to the kernel's configuration"
 	@echo 'TESTS="NAME…"    only these test programs (shell patterns), and no checks'

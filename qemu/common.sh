@@ -20,7 +20,7 @@ JOBS=${JOBS:-$(nproc)}
 # What differs between architectures: kbuild's name, the compiler's, what QEMU
 # boots, QEMU's program, Debian's names, and the guest's two ports: for messages
 # of its kernel, and for what its programs print.
-architectures='x86_64 i386 arm64 riscv64 s390x'
+architectures='x86_64 i386 arm64 riscv64 s390x ppc64le'
 console_port=ttyS0 output_port=hvc0
 case $ARCH in
 x86_64) karch=x86_64 triple=x86_64-linux-gnu image=arch/x86/boot/bzImage system=x86_64 debarch=amd64 output_port=ttyS1 ;;
@@ -28,6 +28,7 @@ i386) karch=i386 triple=i686-linux-gnu image=arch/x86/boot/bzImage system=i386 d
 arm64) karch=arm64 triple=aarch64-linux-gnu image=arch/arm64/boot/Image system=aarch64 debarch=arm64 console_port=ttyAMA0 ;;
 riscv64) karch=riscv triple=riscv64-linux-gnu image=arch/riscv/boot/Image system=riscv64 debarch=riscv64 ;;
 s390x) karch=s390 triple=s390x-linux-gnu image=arch/s390/boot/bzImage system=s390x debarch=s390x console_port=ttysclp0 ;;
+ppc64le) karch=powerpc triple=powerpc64le-linux-gnu image=vmlinux system=ppc64 debarch=ppc64el console_port=hvc0 output_port=hvc1 ;;
 *) echo "ARCH=$ARCH: there is no guest for it, only for $architectures" >&2; exit 1 ;;
 esac
 variant=$CONFIG
