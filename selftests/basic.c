@@ -1029,7 +1029,7 @@ TEST_F(dput, copy_is_soft_dirty)
 	int i;
 
 	MAP_FILLED(self->src, SRC, 4 * ps, 1);
-	if (!(proc_pagemap(self->src->pid, SRC) & PM_SOFT_DIRTY))
+	if (!soft_dirty_supported())
 		SKIP(return, "soft-dirty tracking is not supported");
 	ASSERT_EQ(0, peer_call(self->src, op_clear_soft_dirty, NULL, 0));
 	ASSERT_EQ(0, proc_pagemap(self->src->pid, SRC) & PM_SOFT_DIRTY);
@@ -1047,7 +1047,7 @@ TEST_F(dput, partial_pages_are_soft_dirty)
 
 	MAP_FILLED(self->src, SRC, 4 * ps, 1);
 	MAP_FILLED(self->dst, DST, 3 * ps, 2);
-	if (!(proc_pagemap(self->src->pid, SRC) & PM_SOFT_DIRTY))
+	if (!soft_dirty_supported())
 		SKIP(return, "soft-dirty tracking is not supported");
 	for (i = 0; i < 2; i++) {
 		ASSERT_EQ(0, peer_call(self->dst, op_clear_soft_dirty, NULL, 0));

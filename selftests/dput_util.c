@@ -882,6 +882,23 @@ uint64_t proc_pagemap(pid_t pid, unsigned long addr)
 	return read_u64(path, addr / page_size());
 }
 
+bool soft_dirty_supported(void)
+{
+	char *p = mmap(NULL, page_size(), RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bool tracked;
+
+	if (p == MAP_FAILED)
+		return false;
+	*p = 1;
+	tracked = proc_pagemap(getpid(), (unsigned long)p) & PM_SOFT_DIRTY;
+	/* Where it is not configured, some architectures say "dirty" for ever. */
+	if (setting_write("/proc/self/clear_refs", "4") ||
+	    proc_pagemap(getpid(), (unsigned long)p) & PM_SOFT_DIRTY)
+		tracked = false;
+	munmap(p, page_size());
+	return tracked;
+}
+
 unsigned long proc_pfn(pid_t pid, unsigned long addr)
 {
 	uint64_t entry = proc_pagemap(pid, addr);

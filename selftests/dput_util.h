@@ -172,7 +172,11 @@ long proc_smaps_kb(pid_t pid, unsigned long start, unsigned long end,
 		   const char *field);
 bool proc_vmflag(pid_t pid, unsigned long addr, const char *flag);
 long proc_status_kb(pid_t pid, const char *field);
+/* Whether it tracks anything; clears the soft-dirty bits of the caller. */
+bool soft_dirty_supported(void);
 uint64_t proc_pagemap(pid_t pid, unsigned long addr);
+/* Whether soft-dirty bits are tracked; clears those of the caller. */
+bool soft_dirty_supported(void);
 /* 0 where no page is present, or where the caller may not know */
 unsigned long proc_pfn(pid_t pid, unsigned long addr);
 uint64_t kpageflags(unsigned long pfn);

@@ -304,7 +304,7 @@ static int guarded(struct area *a)
 
 static int soft_clean(struct area *a)
 {
-	if (setting_write("/proc/self/clear_refs", "4"))
+	if (!soft_dirty_supported())
 		return no(a, "no soft-dirty tracking");
 	return proc_pagemap(getpid(), a->addr) & PM_SOFT_DIRTY ? -1 : 0;
 }

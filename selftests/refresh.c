@@ -434,7 +434,7 @@ TEST_F(refresh, soft_dirty)
 	const size_t one[] = { n / 2, 7 };	/* the second one was never touched */
 	int i;
 
-	if (!soft_dirty(self->src, self->s, 1))
+	if (!soft_dirty_supported())
 		SKIP(return, "soft-dirty tracking is not supported");
 	if (variant->kind != HUGE)
 		ASSERT_EQ(0, peer_madvise(self->src, self->s + 5 * self->ps, 9 * self->ps,
