@@ -637,17 +637,17 @@ TEST_F(pmd, ragged_within_folio)
 /* A destination of huge pages is cut, and its other pages stay. */
 TEST_F(pmd, into_middle)
 {
-	unsigned long ps = page_size(), y = HUGE_Y + 100 * ps;
-	size_t n = self->size / ps;
+	size_t ps = page_size(), n = self->size / ps, at = n / 5;
+	unsigned long y = HUGE_Y + at * ps;
 
 	PMD_SIDES();
 
 	NEED_LARGE(large_map(dst, HUGE_Y, self->len, PMD));
 	ASSERT_EQ(0, peer_stamp(dst, HUGE_Y, npages, 0, 1, 2));
 	ASSERT_EQ(0, peer_dput(src, HUGE_X, dst, y, self->size, 0));
-	EXPECT_EQ(-1, peer_check(dst, HUGE_Y, 100, 0, 1, 2));
+	EXPECT_EQ(-1, peer_check(dst, HUGE_Y, at, 0, 1, 2));
 	EXPECT_EQ(-1, peer_check(dst, y, n, 0, 1, 1));
-	EXPECT_EQ(-1, peer_check(dst, HUGE_Y, npages, n + 100, 1, 2));
+	EXPECT_EQ(-1, peer_check(dst, HUGE_Y, npages, n + at, 1, 2));
 	ASSERT_EQ(0, peer_stamp(dst, y, n, 0, 1, 3));
 	EXPECT_EQ(-1, peer_check(src, HUGE_X, npages, 0, 1, 1));
 }
