@@ -61,13 +61,24 @@ die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
 # new_dir DIR: a directory that nobody has yet, by a name of mktemp -u. Whoever is to
 # remove it knows the name before it is there: an interrupt in between leaves nothing.
-new_dir() { mkdir -m 700 -- "$1"; }
+# Nor does one that would end mkdir when it has made it, as if it had failed.
+new_dir() { (trap '' INT TERM HUP; exec mkdir -m 700 -- "$1"); }
+
+# at_end COMMAND: runs it when the script ends, by a signal as well. One that comes
+# meanwhile ends neither the command nor what it started.
+at_end() {
+	# shellcheck disable=SC2064 # now
+	trap "trap '' INT TERM HUP; $1" EXIT
+	# Here, too: the trap for EXIT may have begun, and does not begin again.
+	# shellcheck disable=SC2064 # now
+	trap "trap '' INT TERM HUP; $1; exit 130" INT TERM HUP
+}
 
 # make_tmp TEMPLATE: a directory of this run's own, $tmp, that goes when the run ends.
 make_tmp() {
 	tmp=''
-	trap 'rm -rf "$tmp"' EXIT
-	trap 'exit 130' INT TERM
+	# shellcheck disable=SC2016 # then
+	at_end 'rm -rf "$tmp"'
 	tmp=$(mktemp -u "$1")
 	new_dir "$tmp" || { tmp=''; exit 1; }
 }
