@@ -3,8 +3,11 @@
 
 #include "kselftest_harness.h"
 #include <linux/membarrier.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include "dput_util.h"
 
 #define SRC		ARENA
@@ -418,6 +421,66 @@ TEST_F(memcg, destination_at_limit_pinned)
 		SKIP(return, "io_uring: %s", strerror(errno));
 	copy_at_limit(_metadata, self, SRC, DST, arg[1]);
 	EXPECT_EQ(-1, peer_check(&self->src, SRC, MANY, 0, 1, 1));
+}
+
+/* Does @pid ever sleep in the call for having exceeded memory.high? */
+static int watch_for_throttling(pid_t pid, volatile bool *done)
+{
+	char path[64], stack[4096];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stack", pid);
+	while (!*done) {
+		fd = open(path, O_RDONLY);
+		n = fd < 0 ? -1 : read(fd, stack, sizeof(stack) - 1);
+		if (n < 0)
+			return 2;
+		close(fd);
+		stack[n] = 0;
+		if (strstr(stack, "handle_over_high") && strstr(stack, "sys_dput"))
+			return 1;
+	}
+	return 0;
+}
+
+/*
+ * Who takes more than its group's memory.high is put to sleep, for two seconds. Not
+ * while it has locks that keep the source, of another group, from doing anything.
+ */
+TEST_F(memcg, high)
+{
+	pid_t me = getpid(), watcher;
+	volatile bool *done;
+	int ret, status;
+
+	if (access("/proc/self/stack", R_OK))
+		SKIP(return, "no /proc/PID/stack");
+	count(self, "pagetables", self->before);
+	map_sparse(_metadata, &self->src);
+	if (!tables_are_pages(self))
+		SKIP(return, NO_PAGES);
+	done = mmap(NULL, self->ps, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)done);
+	watcher = fork();
+	ASSERT_LE(0, watcher);
+	if (!watcher) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(getppid() == me ? watch_for_throttling(me, done) : 3);
+	}
+	ASSERT_EQ(0, cgroup_move(self->group[DEST], me));
+	if (cgroup_write(self->group[DEST], "memory.swap.max", "0")) {
+		ASSERT_GE(0, meminfo_kb("SwapTotal"));
+	}
+	ASSERT_EQ(0, cgroup_write(self->group[DEST], "memory.high", "0"));
+	ret = peer_dput(&self->src, SRC, &self->me, SRC, sparse_len(), 0);
+	*done = true;
+	EXPECT_EQ(0, cgroup_write(self->group[DEST], "memory.high", "max"));
+	EXPECT_EQ(0, ret);
+	EXPECT_LT(0, cgroup_number(self->group[DEST], "memory.events", "high"));
+	ASSERT_EQ(watcher, waitpid(watcher, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(0, WEXITSTATUS(status));
 }
 
 /*

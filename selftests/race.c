@@ -8,9 +8,11 @@
 
 #include "kselftest_harness.h"
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -881,6 +883,102 @@ TEST_F_TIMEOUT(busy, mappings, LONG)
 	ASSERT_EQ(0, peer_call(src, op_map_stamped, &src_addr, sizeof(src_addr)));
 	ASSERT_EQ(0, peer_dput(src, src_addr, dst, dst_addr, len, 0));
 	EXPECT_EQ(-1, peer_check(dst, dst_addr, BUSY_PAGES, 0, 1, 1));
+}
+
+/*
+ * A partial page is of the same instant: it stays where it is until its bytes are
+ * copied, which comes last. UFFDIO_MOVE takes no mmap_lock.
+ */
+#define EDGE_TABLES	1024UL
+
+struct byte {
+	unsigned long addr;
+	char value;
+};
+
+static long op_byte(void *arg)
+{
+	struct byte *b = arg;
+
+	b->value = *(volatile char *)b->addr;
+	return 0;
+}
+
+struct edge {
+	struct peer *me, *dst;
+	unsigned long src;
+	size_t len;
+	int ret;
+	volatile bool done;
+};
+
+static void *put_edge(void *arg)
+{
+	struct edge *e = arg;
+
+	e->ret = peer_dput(e->me, e->src, e->dst, e->src, e->len, 0);
+	e->done = true;
+	return NULL;
+}
+
+TEST(edge_is_not_moved_away)
+{
+	unsigned long ps = page_size(), step = ps * (ps / 8), len = EDGE_TABLES * step;
+	unsigned long src = ARENA, edge = src + len, to = edge + 2 * ps;
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MOVE };
+	struct uffdio_register reg = {
+		.range = { to, ps }, .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct peer me, dst;
+	struct edge e = { &me, &dst, src, len + ps / 2 };
+	long i, moved = 0, n = iterations(10), tables;
+	pthread_t thread;
+	int fd;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	fd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	if (fd < 0)
+		SKIP(return, "userfaultfd: %s", strerror(errno));
+	if (ioctl(fd, UFFDIO_API, &api))
+		SKIP(return, "UFFDIO_MOVE: %s", strerror(errno));
+	peer_self(&me);
+	ASSERT_EQ(0, peer_start(&dst));
+	/* A page in each page table, so that the call takes some time */
+	ASSERT_EQ(src, peer_mmap(&me, src, len, RW, MAP_PRIVATE | MAP_ANONYMOUS |
+				 MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1));
+	ASSERT_EQ(0, peer_stamp(&me, src, len / ps, 0, step / ps, 1));
+	ASSERT_EQ(0, peer_map(&me, to, ps, RW));
+	ASSERT_EQ(0, peer_map(&dst, edge, ps, RW));
+	/* A mapping of its own */
+	ASSERT_EQ(0, peer_map(&me, edge, ps, RW));
+	ASSERT_EQ(0, madvise((void *)edge, ps, MADV_DONTDUMP));
+	memset((void *)to, 'b', ps);
+	ASSERT_EQ(0, ioctl(fd, UFFDIO_REGISTER, &reg));
+	for (i = 0; i < n; i++) {
+		struct uffdio_move move = { .dst = to, .src = edge, .len = ps };
+		struct byte seen = { edge };
+
+		ASSERT_EQ(0, madvise((void *)to, ps, MADV_DONTNEED));
+		memset((void *)edge, 'a', ps);
+		tables = proc_status_kb(dst.pid, "VmPTE");
+		e.done = false;
+		ASSERT_EQ(0, pthread_create(&thread, NULL, put_edge, &e));
+		/* It copies page tables: the page has been looked at. */
+		while (!e.done && proc_status_kb(dst.pid, "VmPTE") < tables + 8 * (long)ps / 1024)
+			;
+		ASSERT_EQ(0, ioctl(fd, UFFDIO_MOVE, &move));
+		memset((void *)to, 'b', ps);
+		moved += !e.done;
+		pthread_join(thread, NULL);
+		ASSERT_EQ(0, e.ret);
+		ASSERT_EQ(0, peer_call(&dst, op_byte, &seen, sizeof(seen)));
+		EXPECT_EQ('a', seen.value);
+		ASSERT_EQ(0, peer_munmap(&dst, src, len));
+	}
+	TH_LOG("%ld of %ld moved before the call had ended", moved, n);
+	close(fd);
+	peer_stop(&dst);
 }
 
 /* Exit */
