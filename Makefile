@@ -8,14 +8,14 @@ export SENDER VERSION RFC BASE_COMMIT REPOSITORY SINCE BASE CONFIG_FILE
 # What make test-all runs: targets, with variables after colons. Those after the first
 # line take hours each where there is no KVM.
 TEST_ALL := test check:BASE=newest analyze docs image regress sabotage bisect bench-compare \
-	test:CONFIG=debug test:CONFIG=kcsan stress cross deb \
+	test:CONFIG=debug test:CONFIG=kcsan coverage stress cross deb \
 	test:ARCH=i386 test:ARCH=i386:CONFIG=pae test:ARCH=arm64 test:ARCH=arm64:CONFIG=64k \
 	test:ARCH=arm64:CONFIG=va39 test:ARCH=arm64:CONFIG=va48 test:ARCH=riscv64 test:ARCH=s390x \
 	test:ARCH=ppc64le test:ARCH=ppc64le:CONFIG=hash
 
 .DEFAULT_GOAL := help
 .PHONY: help deps prepare build initramfs run test check regress shell sabotage apply export clean distclean
-.PHONY: test-names bisect mbox series-diff analyze docs image deb test-all stress cross
+.PHONY: test-names coverage bisect mbox series-diff analyze docs image deb test-all stress cross
 .PHONY: bench bench-compare bench-docs
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make regress    the kernel's own selftests, with the series and without it"
 	@echo 'make shell      an interactive guest with the selftests, strace and the demo'
 	@echo 'make sabotage   break the kernel on purpose: which test notices?'
+	@echo 'make coverage   which lines of the series do the selftests reach? [TESTS="NAME…"]'
 	@echo 'make stress     random operations and races with new seeds: SECONDS=N (3600) SEED=N ROUNDS=N'
 	@echo 'make bisect     is the kernel sound after each patch in turn? FIRST=N LAST=N limit it'
 	@echo 'make cross      compile what the series touches, each architecture: [ARCHES="NAME…"]'
@@ -92,6 +93,10 @@ shell: initramfs
 
 sabotage: initramfs
 	@qemu/sabotage
+
+coverage: export CONFIG := gcov
+coverage: test-names initramfs
+	@qemu/coverage
 
 bisect: deps
 	@qemu/bisect $(or $(FIRST),0) $(LAST)
