@@ -2,6 +2,7 @@
 /* Whose limits bound dput(2), and who pays: always the destination. */
 
 #include "kselftest_harness.h"
+#include <fcntl.h>
 #include <linux/membarrier.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -125,6 +126,8 @@ static void map_sparse(struct __test_metadata *_metadata, struct peer *p)
 	/* More than all memory may be accounted as. */
 	ASSERT_EQ(SRC, peer_mmap(p, SRC, MANY * step, RW, MAP_PRIVATE | MAP_ANONYMOUS |
 				 MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1));
+	/* Fails where there are no huge pages. */
+	peer_madvise(p, SRC, MANY * step, MADV_NOHUGEPAGE);
 	ASSERT_EQ(0, peer_stamp(p, SRC, MANY * step / page_size(), 0,
 				step / page_size(), 1));
 }
@@ -423,25 +426,44 @@ TEST_F(memcg, destination_at_limit_pinned)
 	EXPECT_EQ(-1, peer_check(&self->src, SRC, MANY, 0, 1, 1));
 }
 
-/* Does @pid ever sleep in the call for having exceeded memory.high? */
-static int watch_for_throttling(pid_t pid, volatile bool *done)
+/* What a process sleeps in; 0 if nothing is to be seen */
+static ssize_t read_stack(pid_t pid, char *stack, size_t size)
 {
-	char path[64], stack[4096];
-	ssize_t n;
+	char path[64];
+	ssize_t n = -1;
 	int fd;
 
 	snprintf(path, sizeof(path), "/proc/%d/stack", pid);
-	while (!*done) {
-		fd = open(path, O_RDONLY);
-		n = fd < 0 ? -1 : read(fd, stack, sizeof(stack) - 1);
-		if (n < 0)
-			return 2;
+	fd = open(path, O_RDONLY);
+	if (fd >= 0) {
+		n = read(fd, stack, size - 1);
 		close(fd);
-		stack[n] = 0;
-		if (strstr(stack, "handle_over_high") && strstr(stack, "sys_dput"))
-			return 1;
 	}
-	return 0;
+	stack[n > 0 ? n : 0] = 0;
+	return n > 0 ? n : 0;
+}
+
+enum { NOT_THROTTLED = 10, THROTTLED_LATER, THROTTLED_INSIDE };
+
+/* Is @pid put to sleep for having exceeded memory.high, and is that in the call? */
+static int watch_for_throttling(pid_t pid, volatile bool *done)
+{
+	int inside = 0, ret = NOT_THROTTLED;
+	char stack[4096];
+
+	while (!*done) {
+		read_stack(pid, stack, sizeof(stack));
+		if (!strstr(stack, "handle_over_high"))
+			continue;
+		if (!strstr(stack, "sys_dput")) {
+			ret = THROTTLED_LATER;
+			inside = 0;
+		} else if (++inside > 1) {
+			/* A stack that is being used can be anything, once. */
+			return THROTTLED_INSIDE;
+		}
+	}
+	return ret;
 }
 
 /*
@@ -452,10 +474,11 @@ TEST_F(memcg, high)
 {
 	pid_t me = getpid(), watcher;
 	volatile bool *done;
+	char stack[4096];
 	int ret, status;
 
-	if (access("/proc/self/stack", R_OK))
-		SKIP(return, "no /proc/PID/stack");
+	if (!read_stack(self->src.pid, stack, sizeof(stack)))
+		SKIP(return, "/proc/PID/stack: %s", strerror(errno));
 	count(self, "pagetables", self->before);
 	map_sparse(_metadata, &self->src);
 	if (!tables_are_pages(self))
@@ -477,10 +500,11 @@ TEST_F(memcg, high)
 	*done = true;
 	EXPECT_EQ(0, cgroup_write(self->group[DEST], "memory.high", "max"));
 	EXPECT_EQ(0, ret);
-	EXPECT_LT(0, cgroup_number(self->group[DEST], "memory.events", "high"));
 	ASSERT_EQ(watcher, waitpid(watcher, &status, 0));
 	ASSERT_TRUE(WIFEXITED(status));
-	EXPECT_EQ(0, WEXITSTATUS(status));
+	if (ret == 0 && WEXITSTATUS(status) == NOT_THROTTLED)
+		SKIP(return, "memory.high throttles nobody here, or no stack tells");
+	EXPECT_EQ(THROTTLED_LATER, WEXITSTATUS(status));
 }
 
 /*
