@@ -9,11 +9,6 @@
 #include <sys/syscall.h>
 #include "dput_util.h"
 
-#ifndef PR_SET_VMA
-#define PR_SET_VMA		0x53564d41
-#define PR_SET_VMA_ANON_NAME	0
-#endif
-
 /* An odd number of pages from each other, so that no table lines up. */
 #define SRC	(ARENA + 64 * page_size())
 #define DST	(ARENA + (1UL << 28) + 7 * page_size())

@@ -40,6 +40,10 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE		25
 #endif
+#ifndef PR_SET_VMA
+#define PR_SET_VMA		0x53564d41
+#define PR_SET_VMA_ANON_NAME	0
+#endif
 
 #ifndef SWAP_FLAG_PREFER
 #define SWAP_FLAG_PREFER	0x8000

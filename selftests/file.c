@@ -273,4 +273,61 @@ TEST_F(file, untouched)
 	EXPECT_FALSE(peer_writable(self->dst, DST));
 }
 
+/* Pages of one large folio are copied, and counted, together. */
+TEST(large_folio)
+{
+	const unsigned long n = 64, ps = page_size();
+	unsigned long i, pfn[64], rss;
+	struct peer me, child;
+	char *data;
+	int fd;
+
+	if (!dput_supported())
+		SKIP(return, "no dput()");
+	fd = file_open(DISK);
+	if (fd < 0)
+		SKIP(return, "no file in the current directory: %s", strerror(errno));
+	if (!file_on_disk(fd))
+		SKIP(return, "the current directory is not on a disk");
+	data = malloc(n * ps);
+	ASSERT_NE(NULL, data);
+	pattern(data, n * ps, 0, 1);
+	ASSERT_EQ(n * ps, pwrite(fd, data, n * ps, 0));
+	peer_self(&me);
+	ASSERT_EQ(0, peer_start(&child));
+	ASSERT_EQ(SRC, peer_mmap(&me, SRC, n * ps, RW, MAP_PRIVATE | MAP_FIXED, fd));
+	/* Before there is a written page, no page table would be copied. */
+	ASSERT_EQ(0, memcmp((void *)SRC, data, n * ps));
+	*(char *)SRC ^= 1;
+	data[0] ^= 1;
+	for (i = 1; i < n; i++) {
+		pfn[i] = proc_pfn(me.pid, SRC + i * ps);
+		ASSERT_NE(0, pfn[i]);
+	}
+	if (!(kpageflags(pfn[2]) & KPF_COMPOUND_TAIL))
+		SKIP(return, "the file system has no large folios");
+	ASSERT_EQ(1, kpagecount(pfn[2]));
+	rss = proc_status_kb(child.pid, "RssFile");
+	ASSERT_EQ(0, peer_dput(&me, SRC, &child, SRC, n * ps, 0));
+	for (i = 1; i < n; i++) {
+		EXPECT_EQ(pfn[i], proc_pfn(child.pid, SRC + i * ps));
+		EXPECT_EQ(2, kpagecount(pfn[i]));
+	}
+	EXPECT_EQ(rss + (n - 1) * ps / 1024, proc_status_kb(child.pid, "RssFile"));
+	for (i = 0; i < n; i++) {
+		char buf[65536];
+
+		ASSERT_EQ(0, peer_read(&child, SRC + i * ps, buf, ps));
+		EXPECT_EQ(0, memcmp(buf, data + i * ps, ps));
+	}
+	EXPECT_EQ(0, memcmp((void *)SRC, data, n * ps));
+	ASSERT_EQ(0, peer_munmap(&child, SRC, n * ps));
+	for (i = 1; i < n; i++)
+		EXPECT_EQ(1, kpagecount(pfn[i]));
+	peer_stop(&child);
+	munmap((void *)SRC, n * ps);
+	free(data);
+	close(fd);
+}
+
 TEST_HARNESS_MAIN

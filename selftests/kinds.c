@@ -26,10 +26,6 @@
 #include <time.h>
 #include "dput_util.h"
 
-#ifndef PR_SET_VMA
-#define PR_SET_VMA		0x53564d41
-#define PR_SET_VMA_ANON_NAME	0
-#endif
 #ifndef PR_SET_MDWE
 #define PR_SET_MDWE		65
 #define PR_MDWE_REFUSE_EXEC_GAIN 1
@@ -632,6 +628,8 @@ KIND(name, .pages = "az", .state = named);
 KIND(sealed, .pages = "az", .state = sealed, .has = "sl");
 KIND(pkey, .pages = "a", .state = with_pkey);
 KIND(pkey_untouched, .pages = "z", .state = with_pkey);
+KIND(pkey_huge, .pages = "a", .map = map_folios, .folio = PMD_SIZED,
+	.state = with_pkey);
 KIND(pkey_file, .pages = "fa", .map = map_file, .where = DISK, .state = with_pkey);
 KIND(hugepage, .pages = "az", .advice = MADV_HUGEPAGE, .has = "hg");
 KIND(nohugepage, .pages = "az", .advice = MADV_NOHUGEPAGE, .has = "nh");

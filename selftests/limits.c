@@ -728,4 +728,28 @@ TEST_F(map_count, boundary)
 	EXPECT_EQ(-1, peer_verify(dst, at + self->ps, self->ps, 2));
 }
 
+/*
+ * A limit of 0 with a higher hard one is no limit up to that, as for mmap(): Valgrind
+ * sets it to see each brk().
+ */
+TEST(data_limit_is_zero)
+{
+	struct rlimit soft = { 0, RLIM_INFINITY }, hard = { 0, 0 };
+	const unsigned long ps = page_size();
+	struct peer me, dst;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	peer_self(&me);
+	ASSERT_EQ(0, peer_map(&me, SRC, ps, RW));
+	ASSERT_EQ(0, peer_start(&dst));
+	ASSERT_EQ(0, prlimit(dst.pid, RLIMIT_DATA, &soft, NULL));
+	EXPECT_EQ(0, peer_dput(&me, SRC, &dst, DST, ps, 0));
+	ASSERT_EQ(0, prlimit(dst.pid, RLIMIT_DATA, &hard, NULL));
+	EXPECT_EQ(-1, peer_dput(&me, SRC, &dst, DST + ps, ps, 0));
+	EXPECT_EQ(ENOMEM, errno);
+	peer_kill(&dst);
+	munmap((void *)SRC, ps);
+}
+
 TEST_HARNESS_MAIN

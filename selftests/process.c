@@ -1030,6 +1030,7 @@ TEST(waits_alone)
 	ASSERT_EQ(0, peer_start(&other));
 	ASSERT_EQ(0, peer_map(&me, SRC, len, RW));
 	ASSERT_EQ(0, peer_fill(&me, SRC, len, 1));
+	ASSERT_EQ(0, peer_map(&me, SRC + 8 * ps, ps, RW));
 	ASSERT_EQ(DST, peer_mmap(&other, DST, len, RW, MAP_SHARED | MAP_FIXED, fd));
 	/* A fault that has to read the page in drops the mapping's lock. */
 	ASSERT_EQ(0, peer_read(&other, DST, &job.byte, 1));
@@ -1049,6 +1050,8 @@ TEST(waits_alone)
 	EXPECT_LT(0, tid);
 	while (tid > 0 && !thread_waits(other.pid, tid))
 		sched_yield();
+	/* Nobody waits for that to read bytes there, as by process_vm_readv(). */
+	EXPECT_EQ(0, peer_dput(&other, DST + 1, &me, SRC + 8 * ps + 1, 100, 0));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, put, &job));
 	while (!__atomic_load_n(&job.tid, __ATOMIC_ACQUIRE) ||
 	       !thread_waits(getpid(), job.tid))

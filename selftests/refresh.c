@@ -9,6 +9,7 @@
 #include <linux/mman.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include "dput_util.h"
 
@@ -667,6 +668,31 @@ TEST_F(refresh, no_older_copy)
 	ASSERT_EQ(0, peer_read(self->src, self->s + n * self->ps, want, 7));
 	EXPECT_EQ(0, peer_read(self->dst, self->d + n * self->ps, got, 7));
 	EXPECT_EQ(0, memcmp(want, got, 7));
+}
+
+static long op_name(void *arg)
+{
+	unsigned long *a = arg;
+
+	return prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, a[0], a[1], "dput-renamed");
+}
+
+/* What is not about pages comes with a copy, too, over an older one as well. */
+TEST_F(refresh, named)
+{
+	unsigned long arg[] = { self->s, self->len };
+	char *maps;
+
+	if (variant->kind == FROM_FILE)
+		SKIP(return, "names are for anonymous memory");
+	if (peer_call(self->src, op_name, arg, sizeof(arg)))
+		SKIP(return, "no names of anonymous memory: %s", strerror(errno));
+	ASSERT_EQ(0, again(self));
+	ASSERT_TRUE(same(_metadata, self));
+	maps = proc_maps(self->dst->pid, self->d, self->d + self->len);
+	ASSERT_NE(NULL, maps);
+	EXPECT_NE(NULL, strstr(maps, "[anon:dput-renamed]"));
+	free(maps);
 }
 
 TEST_F(refresh, fork_of_copy)
