@@ -302,7 +302,8 @@ TEST(large_folio)
 	data[0] ^= 1;
 	for (i = 1; i < n; i++) {
 		pfn[i] = proc_pfn(me.pid, SRC + i * ps);
-		ASSERT_NE(0, pfn[i]);
+		if (!pfn[i])
+			SKIP(return, "cannot see page frame numbers");
 	}
 	if (!(kpageflags(pfn[2]) & KPF_COMPOUND_TAIL))
 		SKIP(return, "the file system has no large folios");

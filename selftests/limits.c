@@ -438,6 +438,8 @@ static ssize_t read_stack(pid_t pid, char *stack, size_t size)
 	if (fd >= 0) {
 		n = read(fd, stack, size - 1);
 		close(fd);
+		if (!n)
+			errno = ENODATA;
 	}
 	stack[n > 0 ? n : 0] = 0;
 	return n > 0 ? n : 0;
