@@ -1084,6 +1084,87 @@ TEST(waits_alone)
 	peer_stop(&other);
 }
 
+/* Whoever waits for such a fault can be killed, and the old memory stays. */
+TEST(killed_while_a_fault_waits)
+{
+	size_t ps = page_size(), len = 4 * ps;
+	struct pollfd end = { .events = POLLIN };
+	struct job job = { .dst = DST };
+	int fd, ended, status, self_fd, tell[2];
+	struct peer me, other;
+	pid_t thaw, caller;
+	const char *why;
+	long tid;
+	char c = 0;
+	void *p;
+
+	if (!dput_supported())
+		SKIP(return, "dput() is not supported");
+	if (!getenv("DPUT_DISPOSABLE"))
+		SKIP(return, "it freezes a file system: DPUT_DISPOSABLE is not set");
+	fd = file_open(DISK);
+	if (fd < 0)
+		SKIP(return, "no file in the current directory: %s", strerror(errno));
+	ASSERT_EQ(0, ftruncate(fd, len));
+	prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
+	peer_self(&me);
+	self_fd = sys_pidfd_open(getpid(), 0);
+	ASSERT_LE(0, self_fd);
+	ASSERT_EQ(0, peer_start(&other));
+	peer_admit(&other);
+	ASSERT_EQ(0, peer_map(&me, SRC, len, RW));
+	ASSERT_EQ(0, peer_fill(&me, SRC, len, 1));
+	ASSERT_EQ(DST, peer_mmap(&other, DST, len, RW, MAP_SHARED | MAP_FIXED, fd));
+	ASSERT_EQ(0, peer_read(&other, DST, &c, 1));
+
+	why = freeze(fd, tell, &thaw);
+	if (why) {
+		peer_stop(&other);
+		SKIP(return, "FIFREEZE: %s", why);
+	}
+	ASSERT_LT(0, thaw);
+
+	job.byte = 5;
+	tid = peer_call(&other, op_store, &job, sizeof(job));
+	EXPECT_LT(0, tid);
+	while (tid > 0 && !thread_waits(other.pid, tid))
+		sched_yield();
+	caller = fork();
+	if (!caller) {
+		close(tell[1]);
+		sys_dput(self_fd, SRC, other.pidfd, DST, len, 0);
+		_exit(errno);
+	}
+	EXPECT_LT(0, caller);
+	end.fd = sys_pidfd_open(caller, 0);
+	while (!thread_waits(caller, caller) && !poll(&end, 1, 0))
+		sched_yield();
+	/* It keeps this mm locked only for as long as the fault may soon end. */
+	p = mmap(NULL, ps, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	EXPECT_TRUE(p != MAP_FAILED);
+	while (!thread_waits(caller, caller) && !poll(&end, 1, 0))
+		sched_yield();
+	EXPECT_EQ(0, poll(&end, 1, 0));
+	EXPECT_EQ(0, kill(caller, SIGKILL));
+	ended = poll(&end, 1, 30000);
+
+	EXPECT_EQ(1, write(tell[1], "", 1));
+	EXPECT_EQ(thaw, waitpid(thaw, &status, 0));
+	EXPECT_EQ(0, status);
+	/* Not to be said where the file system may have to take it */
+	EXPECT_EQ(1, ended)
+		TH_LOG("it cannot be killed");
+	EXPECT_EQ(caller, waitpid(caller, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	while (tid > 0 && thread_waits(other.pid, tid))
+		sched_yield();
+	EXPECT_EQ(1, pread(fd, &c, 1, 0));
+	EXPECT_EQ(5, c);
+	EXPECT_EQ(0, peer_read(&other, DST + 1, &c, 1));
+	EXPECT_EQ(0, c);
+	peer_stop(&other);
+}
+
 /*
  * Whoever adds a probe waits for a third process, and the call for the probe. That
  * can be killed.
