@@ -627,7 +627,7 @@ static int edges_of(const struct op *op, struct edge *edge, unsigned long *start
 
 	*start = op->src + head;
 	*end = stop & ~(ps - 1);
-	if (head) {
+	if (head && op->len) {
 		edge[n].src = op->src;
 		edge[n++].len = head < op->len ? head : op->len;
 	}
