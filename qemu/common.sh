@@ -74,6 +74,25 @@ at_end() {
 	trap "trap '' INT TERM HUP; $1; exit 130" INT TERM HUP
 }
 
+# in_own_group COMMAND…: in the background and without a terminal to read from, so that
+# a signal to this script ends the wait; end_groups, first, makes it end all that the
+# command started as well.
+in_own_group() {
+	local status=0
+	set -m # with a process group of its own
+	"$@" < /dev/null &
+	group=$!
+	set +m
+	wait "$group" || status=$?
+	group=''
+	return $status
+}
+end_groups() {
+	group=''
+	# shellcheck disable=SC2016 # then
+	at_end '[[ -z $group ]] || kill -TERM -- "-$group" 2> /dev/null || true'
+}
+
 # make_tmp TEMPLATE: a directory of this run's own, $tmp, that goes when the run ends.
 make_tmp() {
 	tmp=''
