@@ -1130,13 +1130,15 @@ TEST(killed_while_a_fault_waits)
 	while (tid > 0 && !thread_waits(other.pid, tid))
 		sched_yield();
 	caller = fork();
+	ASSERT_LE(0, caller);
 	if (!caller) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		close(tell[1]);
 		sys_dput(self_fd, SRC, other.pidfd, DST, len, 0);
 		_exit(errno);
 	}
-	EXPECT_LT(0, caller);
 	end.fd = sys_pidfd_open(caller, 0);
+	ASSERT_LE(0, end.fd);
 	while (!thread_waits(caller, caller) && !poll(&end, 1, 0))
 		sched_yield();
 	/* It keeps this mm locked only for as long as the fault may soon end. */
