@@ -76,7 +76,7 @@ at_end() {
 
 # in_own_group COMMAND…: in the background and without a terminal to read from, so that
 # a signal to this script ends the wait; end_groups, first, makes it end all that the
-# command started as well.
+# command started as well. It takes the place of make_tmp's at_end.
 in_own_group() {
 	local status=0
 	set -m # with a process group of its own
