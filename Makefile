@@ -2,13 +2,13 @@
 # The work is done by the scripts in qemu/; each has --help.
 
 export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB BENCH
-export ARCHES CONFIGS DPUT_CACHE DPUT_BUILD DPUT_MIRROR
+export ARCHES CONFIGS COMPILER DPUT_CACHE DPUT_BUILD DPUT_MIRROR
 export SENDER VERSION RFC BASE_COMMIT REPOSITORY SINCE BASE CONFIG_FILE
 
 # What make test-all runs: targets, with variables after colons. Those after the first
 # line take hours each where there is no KVM.
 TEST_ALL := test check:BASE=newest analyze docs image regress sabotage bisect bench-compare \
-	test:CONFIG=debug test:CONFIG=kcsan coverage stress cross deb \
+	test:CONFIG=debug test:CONFIG=kcsan coverage stress cross cross:COMPILER=clang deb \
 	test:ARCH=i386 test:ARCH=i386:CONFIG=pae test:ARCH=arm64 test:ARCH=arm64:CONFIG=64k \
 	test:ARCH=arm64:CONFIG=va39 test:ARCH=arm64:CONFIG=va48 test:ARCH=riscv64 test:ARCH=s390x \
 	test:ARCH=ppc64le test:ARCH=ppc64le:CONFIG=hash
@@ -32,6 +32,7 @@ help:
 	@echo 'make stress     random operations and races with new seeds: SECONDS=N (3600) SEED=N ROUNDS=N'
 	@echo 'make bisect     is the kernel sound after each patch in turn? FIRST=N LAST=N limit it'
 	@echo 'make cross      compile what the series touches, each architecture: [ARCHES="NAME…"]'
+	@echo '                [COMPILER=clang]'
 	@echo 'make analyze    what sparse, clang, coccinelle and others find that the base has not'
 	@echo "make docs       the kernel's documentation, built by sphinx"
 	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes] [BASE_COMMIT=ID] [REPOSITORY=URL]'
@@ -125,7 +126,7 @@ docs: prepare
 	@qemu/docs
 
 cross: prepare
-	@qemu/deps cross
+	@[ "$(COMPILER)" = clang ] || qemu/deps cross
 	@qemu/cross
 
 image: initramfs
