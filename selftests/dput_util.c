@@ -21,6 +21,7 @@
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include <linux/io_uring.h>
 #include <linux/magic.h>
@@ -746,6 +747,14 @@ char *proc_maps(pid_t pid, unsigned long start, unsigned long end)
 	if (f)
 		fclose(f);
 	return text;
+}
+
+long now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 int proc_count_vmas(pid_t pid, unsigned long start, unsigned long end)

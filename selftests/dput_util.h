@@ -162,6 +162,9 @@ long peer_check(struct peer *p, unsigned long addr, size_t npages,
 
 void pattern(void *buf, size_t len, size_t off, unsigned int seed);
 
+/* A clock that only goes forward, in milliseconds. */
+long now_ms(void);
+
 /* Of any process, by way of /proc. */
 char *proc_maps(pid_t pid, unsigned long start, unsigned long end);
 int proc_count_vmas(pid_t pid, unsigned long start, unsigned long end);
@@ -176,8 +179,6 @@ long proc_smaps_kb(pid_t pid, unsigned long start, unsigned long end,
 		   const char *field);
 bool proc_vmflag(pid_t pid, unsigned long addr, const char *flag);
 long proc_status_kb(pid_t pid, const char *field);
-/* Whether it tracks anything; clears the soft-dirty bits of the caller. */
-bool soft_dirty_supported(void);
 uint64_t proc_pagemap(pid_t pid, unsigned long addr);
 /* Whether soft-dirty bits are tracked; clears those of the caller. */
 bool soft_dirty_supported(void);

@@ -12,7 +12,6 @@
 #include <linux/mempolicy.h>
 #include <sched.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include "dput_util.h"
 
 #define MAX_SHARES	8
@@ -871,14 +870,6 @@ FIXTURE_TEARDOWN(ksm_many)
 {
 	setting_write(KSM "run", "0");
 	peer_kill(&self->p);
-}
-
-static long now_ms(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 TEST_F_TIMEOUT(ksm_many, migrate, 900)

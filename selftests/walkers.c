@@ -22,7 +22,6 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include "dput_util.h"
 
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
@@ -605,14 +604,6 @@ static void check_isolated(struct cell *c)
 		     "place %td cannot be written", pl - c->place);
 		check_contents(c);
 	}
-}
-
-static long now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 /* Wait for something that others do, for as long as that may take. */
