@@ -1235,6 +1235,7 @@ static void pick_write(struct op *op)
 static void pick_dput(struct op *op)
 {
 	unsigned long size = sh->nr_pages * ps, thp = thp_size(), slack;
+	bool beyond;
 
 	op->what = OP_DPUT;
 	op->q = below(NR_PROCS);
@@ -1262,13 +1263,15 @@ static void pick_dput(struct op *op)
 		op->arg |= 1 << below(16);
 	if (percent(2))
 		op->dst += 1 + below(ps - 1);
-	if (percent(1)) {
+	beyond = percent(1);
+	if (beyond) {
 		unsigned long *addr = percent(50) ? &op->src : &op->dst;
 
 		/* It ends in the last page there is, which no process has. */
 		*addr = -sh->base - (*addr % ps + op->len + ps - 1) / ps * ps + *addr % ps;
 	}
-	if (percent(1))
+	/* Not of that: on s390 only the last page is beyond. */
+	if (percent(1) && !beyond)
 		op->len = percent(50) ? 0 : -below(size);
 }
 
