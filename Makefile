@@ -3,7 +3,7 @@
 
 export KERNEL_SRC ARCH ACCEL CONFIG TESTS JOBS DEMO_MIB BENCH
 export ARCHES CONFIGS COMPILER DPUT_CACHE DPUT_BUILD DPUT_MIRROR
-export SENDER VERSION RFC BASE_COMMIT REPOSITORY SINCE BASE CONFIG_FILE
+export SENDER VERSION RFC BASE_COMMIT REPOSITORY SINCE BASE CONFIG_FILE FIRST LAST TRAILER
 
 # What make test-all runs: targets, with variables after colons. Those after the first
 # line take hours each where there is no KVM.
@@ -36,6 +36,8 @@ help:
 	@echo 'make analyze    what sparse, clang, coccinelle and others find that the base has not'
 	@echo "make docs       the kernel's documentation, built by sphinx"
 	@echo 'make mbox       the series as mails: SENDER="Name <address>" [VERSION=N] [RFC=yes] [BASE_COMMIT=ID] [REPOSITORY=URL]'
+	@echo '                FIRST=N LAST=N: only these, as mails of their own: the fixes, say'
+	@echo '                TRAILER="Name: text": one more line for each, Assisted-by, say'
 	@echo 'make series-diff  what changed in the series: SINCE=TAG'
 	@echo 'make bench      what the call costs, and what else would do the same; BENCH=targets: only that'
 	@echo 'make bench-compare  is any instruction count 1 % above Documentation/bench/baseline.tsv?'
