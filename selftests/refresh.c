@@ -7,9 +7,12 @@
 
 #include "kselftest_harness.h"
 #include <linux/mman.h>
+#include <linux/userfaultfd.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include "dput_util.h"
 
@@ -873,6 +876,61 @@ TEST(behind_no_page_table)
 	/* At least those of 1 GiB */
 	EXPECT_LT(2, places);
 	peer_stop(&child);
+}
+
+/*
+ * Userfaultfd maps pages of a file with the dirty bit set, also privately: those of an
+ * older copy are taken away in two steps, the second one after the TLB flush, and only
+ * once each. Otherwise the kernel complains when the pages are freed, or sooner.
+ */
+TEST(file_pages_mapped_dirty)
+{
+	const size_t ps = page_size(), len = 2 * ps;
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MINOR_SHMEM };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MINOR };
+	struct uffdio_continue cont = {};
+	unsigned long pfn[2];
+	char *s, *d, *file;
+	struct peer me;
+	int fd, uffd, i;
+
+	if (!dput_supported())
+		SKIP(return, "no dput()");
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
+		SKIP(return, "no userfaultfd of that mode");
+	peer_self(&me);
+	fd = memfd_create("refresh", MFD_CLOEXEC);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, len));
+	file = mmap(NULL, len, RW, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, file);
+	memset(file, 1, len);
+
+	s = (char *)SRC;
+	d = (char *)DST;
+	ASSERT_EQ(s, mmap(s, len, RW, MAP_PRIVATE | MAP_FIXED_NOREPLACE, fd, 0));
+	reg.range.start = cont.range.start = SRC;
+	reg.range.len = cont.range.len = len;
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_REGISTER, &reg));
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_CONTINUE, &cont));
+	for (i = 0; i < 2; i++)
+		pfn[i] = proc_pfn(getpid(), SRC + i * ps);
+	ASSERT_EQ(0, peer_dput(&me, SRC, &me, DST, len, 0));
+
+	/* One page is replaced by a page, and one goes, which is for the second walk. */
+	memset(s, 2, ps);
+	ASSERT_EQ(0, madvise(s + ps, ps, MADV_DONTNEED));
+	ASSERT_EQ(0, peer_dput(&me, SRC, &me, DST, len, 0));
+	ASSERT_EQ(2, d[0]);
+	for (i = 0; i < 2 && pfn[i]; i++)
+		EXPECT_EQ(1, kpagecount(pfn[i])) TH_LOG("page %d of the file", i);
+	ASSERT_EQ(1, d[ps]);
+	ASSERT_EQ(0, close(uffd));
+	ASSERT_EQ(0, munmap(s, len));
+	ASSERT_EQ(0, munmap(d, len));
+	ASSERT_EQ(0, munmap(file, len));
+	ASSERT_EQ(0, close(fd));
 }
 
 TEST_HARNESS_MAIN
