@@ -896,7 +896,7 @@ TEST(file_pages_mapped_dirty)
 
 	if (!dput_supported())
 		SKIP(return, "no dput()");
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
 		SKIP(return, "no userfaultfd of that mode");
 	peer_self(&me);
