@@ -923,8 +923,9 @@ TEST(file_pages_mapped_dirty)
 	ASSERT_EQ(0, madvise(s + ps, ps, MADV_DONTNEED));
 	ASSERT_EQ(0, peer_dput(&me, SRC, &me, DST, len, 0));
 	ASSERT_EQ(2, d[0]);
-	for (i = 0; i < 2 && pfn[i]; i++)
+	for (i = 0; i < 2 && pfn[i]; i++) {
 		EXPECT_EQ(1, kpagecount(pfn[i])) TH_LOG("page %d of the file", i);
+	}
 	ASSERT_EQ(1, d[ps]);
 	ASSERT_EQ(0, close(uffd));
 	ASSERT_EQ(0, munmap(s, len));
