@@ -910,8 +910,9 @@ TEST(file_pages_mapped_dirty)
 	s = (char *)SRC;
 	d = (char *)DST;
 	ASSERT_EQ(s, mmap(s, len, RW, MAP_PRIVATE | MAP_FIXED_NOREPLACE, fd, 0));
-	reg.range.start = cont.range.start = SRC;
-	reg.range.len = cont.range.len = len;
+	reg.range.start = SRC;
+	reg.range.len = len;
+	cont.range = reg.range;
 	ASSERT_EQ(0, ioctl(uffd, UFFDIO_REGISTER, &reg));
 	ASSERT_EQ(0, ioctl(uffd, UFFDIO_CONTINUE, &cont));
 	for (i = 0; i < 2; i++)
